@@ -1,0 +1,1 @@
+"""The nouns of the loop as frozen dataclasses. Standard library only."""

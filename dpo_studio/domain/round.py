@@ -1,0 +1,179 @@
+"""Rounds: settings, the job a worker reads, the report it writes, the gate's verdict.
+
+These cross a process border as JSON, so every class here is flat data; `to_json` and `from_json` in
+`dpo_studio.domain.codec` refuse unknown and missing keys.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from dpo_studio.errors import BadInput
+
+LossName = Literal["sigmoid", "ipo"]
+
+
+class RoundStatus(StrEnum):
+    """Where a round stands. The last five are final."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    GATING = "gating"
+    WAITING = "waiting"
+    """Passed the gate; a person must promote or reject it (manual gate)."""
+    PROMOTED = "promoted"
+    REJECTED = "rejected"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a process is (or should be) working on it."""
+        return self in (RoundStatus.QUEUED, RoundStatus.RUNNING, RoundStatus.GATING)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """Hyper-parameters of one DPO round, kept in its record."""
+
+    loss: LossName = "sigmoid"
+    beta: float = 0.1
+    """Strength of the pull towards the reference (Rafailov et al. 2023, eq. 7)."""
+    label_smoothing: float = 0.0
+    """Assumed share of flipped labels (conservative DPO); 0 is plain DPO."""
+    sft_weight: float = 0.0
+    """Weight of the mean negative log-likelihood of the chosen response."""
+    learning_rate: float = 1e-3
+    """For the starter model; models above 100M parameters want about 5e-5, above 1B 1e-5."""
+    epochs: int = 4
+    batch_size: int = 8
+    """Preference pairs per optimiser step."""
+    warmup_ratio: float = 0.1
+    max_grad_norm: float = 1.0
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    max_length: int = 1024
+    """Tokens of prompt + response; the prompt is cut from the left, both responses to the same cap."""
+    seed: int = 0
+    start_from: Literal["base", "live"] = "base"
+    """Fresh adapter on base (exact, reproducible), or continue from the live version's adapter."""
+    reference: Literal["base", "start"] = "base"
+
+    def __post_init__(self) -> None:
+        _positive("beta", self.beta, 100.0)
+        _positive("learning_rate", self.learning_rate, 1.0)
+        _positive("epochs", self.epochs, 100)
+        _positive("batch_size", self.batch_size, 1024)
+        _positive("lora_rank", self.lora_rank, 512)
+        _positive("lora_alpha", self.lora_alpha, 4096)
+        _positive("max_length", self.max_length, 131_072)
+        if not 0 <= self.label_smoothing < 0.5:
+            raise BadInput(f"label_smoothing: expected 0 to below 0.5, found {self.label_smoothing}")
+        if not 0 <= self.warmup_ratio < 1:
+            raise BadInput(f"warmup_ratio: expected 0 to below 1, found {self.warmup_ratio}")
+
+
+def preset_for(num_parameters: int) -> TrainSettings:
+    """Default settings for a base model of this size (0: unknown, taken as large).
+
+    The starter's were measured (docs/lab-log.md). The others follow published LoRA recipes: about ten
+    times the full fine-tuning rate, falling with size.
+    """
+    if 0 < num_parameters <= 50_000_000:
+        return TrainSettings()
+    if 0 < num_parameters <= 1_500_000_000:
+        return TrainSettings(learning_rate=5e-5, epochs=2)
+    return TrainSettings(learning_rate=1e-5, epochs=1)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundJob:
+    """`job.json`: everything the worker needs beside the two JSONL files."""
+
+    round: int
+    model: str
+    """Hub id or folder, as the engine loaded it."""
+    model_sha256: str
+    """The worker refuses to train on other weights than these."""
+    settings: TrainSettings
+    train_sha256: str
+    heldout_sha256: str
+    num_train: int
+    num_heldout: int
+    start_adapter: str | None = None
+    """Folder of the adapter to continue from when `settings.start_from` is "live"."""
+    live_adapter: str | None = None
+    """Folder of the live version's adapter, scored on the held-out pairs for the gate; None for base."""
+    probe_prompts: tuple[str, ...] = ()
+    """Prompts whose sampled answers tell the gate about the candidate's health."""
+    chat_template: str | None = None
+    device: str = "auto"
+    threads: int = 0
+    """CPU threads for torch; 0 lets the worker choose."""
+    code_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StepProgress:
+    """One line of `progress.jsonl`. Metric names as in TRL."""
+
+    phase: Literal["loading", "reference", "training", "evaluating", "done"]
+    step: int
+    num_steps: int
+    time: float
+    """Seconds since the epoch."""
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSummary:
+    """Health of sampled answers to the probe prompts, from one version."""
+
+    num_samples: int
+    ended_share: float
+    """Share that ended with EOS before the cap."""
+    looping_share: float
+    """Share with a phrase repeated until it fills the answer."""
+    empty_share: float
+    mean_tokens: float
+    kl_per_token: float
+    """Monte-Carlo estimate of KL(version ‖ base) per sampled token, nats. 0 for base itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundReport:
+    """`report.json`: what the worker measured. The gate decides on this alone."""
+
+    ok: bool
+    reason: str
+    """Empty when ok; else one sentence, e.g. "The loss became NaN at step 12"."""
+    num_steps: int
+    num_train: int
+    num_heldout: int
+    num_truncated: int
+    num_dropped: int
+    train_seconds: float
+    metrics: dict[str, float]
+    """Final training metrics, `heldout/…` of the candidate, `live/…` of the live version."""
+    heldout_margins: tuple[float, ...]
+    """Reward margin of the candidate on each held-out pair, in file order (0 pairs: empty)."""
+    live_margins: tuple[float, ...]
+    """The same of the live version; empty when live is base, whose margins are all 0."""
+    candidate_probe: ProbeSummary | None
+    base_probe: ProbeSummary | None
+    adapter_sha256: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The gate's decision."""
+
+    passed: bool
+    reasons: tuple[str, ...]
+    """Sentences for people: each check, what was found, what was asked."""
+
+
+def _positive(name: str, value: float, most: float) -> None:
+    if not 0 < value <= most:
+        raise BadInput(f"{name}: expected above 0 and at most {most}, found {value}")
