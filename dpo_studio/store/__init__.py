@@ -1,0 +1,1 @@
+"""SQLite through SQLModel: the truth about votes, rounds and versions. No torch."""

@@ -1,0 +1,20 @@
+"""Settings that people change while the studio runs, as JSON values by key."""
+
+import json
+from typing import Any
+
+from sqlmodel import Session
+
+from dpo_studio.files import canonical_json
+from dpo_studio.store.tables import StudioSetting
+
+
+def get_setting(key: str, *, session: Session) -> Any | None:
+    """The stored value, or None."""
+    row = session.get(StudioSetting, key)
+    return None if row is None else json.loads(row.value_json)
+
+
+def put_setting(key: str, value: Any, *, session: Session) -> None:
+    """Store or replace a value."""
+    session.merge(StudioSetting(key=key, value_json=canonical_json(value)))
