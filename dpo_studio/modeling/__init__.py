@@ -1,0 +1,1 @@
+"""Base models, chat format and LoRA adapters over transformers and peft."""

@@ -1,0 +1,1 @@
+"""The engine process, and (without torch) its client and supervisor."""
