@@ -1,0 +1,1 @@
+"""Direct preference optimisation in pure torch: losses, log-probabilities, batches, trainer."""

@@ -1,0 +1,106 @@
+"""Token ids of pairs, and their layout for one forward pass.
+
+The layout here is the plain one: a row per response, padded on the right. Everything that scores
+responses reads only `Batch`, so another layout (packed, prefix-shared) is another function returning one.
+The shift by one (a token is predicted at the position before it) is made here and nowhere else.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Causal attention: a position never sees the padding to its right, so any valid id will do.
+_PAD_ID = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """A prompt and one response to it, as the model saw them. Neither may be empty."""
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPair:
+    """A preference pair in token ids."""
+
+    prompt: tuple[int, ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+
+    @property
+    def sequences(self) -> tuple[TokenSequence, TokenSequence]:
+        """Chosen, then rejected."""
+        return TokenSequence(self.prompt, self.chosen), TokenSequence(self.prompt, self.rejected)
+
+    def __len__(self) -> int:
+        """Tokens of the longer of its two sequences."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Sequences laid out for one forward, and where their response tokens are predicted.
+
+    Prompt and padding positions do not appear in `predict_at`, hence never reach the head.
+    """
+
+    input_ids: Tensor
+    """(rows, seq) int64."""
+    predict_at: Tensor
+    """(tokens,) int64: index into the flattened (rows · seq) positions whose output predicts a target."""
+    targets: Tensor
+    """(tokens,) int64: the response tokens, sequence after sequence."""
+    lengths: tuple[int, ...]
+    """Response tokens of each sequence, in order; they sum to `tokens`."""
+
+
+def pad_sequences(sequences: Sequence[TokenSequence], device: torch.device) -> Batch:
+    """One row per sequence, padded on the right to the longest. Raises ValueError for an empty part."""
+    for number, sequence in enumerate(sequences):
+        if not sequence.prompt or not sequence.response:
+            raise ValueError(f"sequence {number}: expected prompt and response tokens, found none of one")
+    width = max(len(sequence) for sequence in sequences)
+    rows: list[list[int]] = []
+    predict_at: list[int] = []
+    targets: list[int] = []
+    for row, sequence in enumerate(sequences):
+        ids = [*sequence.prompt, *sequence.response]
+        rows.append(ids + [_PAD_ID] * (width - len(ids)))
+        first = row * width + len(sequence.prompt) - 1
+        predict_at.extend(range(first, first + len(sequence.response)))
+        targets.extend(sequence.response)
+    return Batch(
+        input_ids=torch.tensor(rows, device=device),
+        predict_at=torch.tensor(predict_at, device=device),
+        targets=torch.tensor(targets, device=device),
+        lengths=tuple(len(sequence.response) for sequence in sequences),
+    )
+
+
+def pad_pairs(pairs: Sequence[TokenPair], device: torch.device) -> Batch:
+    """Sequences in the order chosen₀, rejected₀, chosen₁, rejected₁, …"""
+    return pad_sequences([sequence for pair in pairs for sequence in pair.sequences], device)
+
+
+def plan_micro_batches(sizes: Sequence[int], max_tokens: int, *, rows_each: int = 1) -> list[list[int]]:
+    """Group item indices, longest first, so that no group's padded size exceeds `max_tokens`.
+
+    An item takes `rows_each` rows of its size. Sorting keeps padding small; longest first lets memory
+    run out at once rather than at the end. An item too large by itself still gets its own group.
+    """
+    order = sorted(range(len(sizes)), key=lambda index: (-sizes[index], index))
+    groups: list[list[int]] = []
+    for index in order:
+        # Items come in descending size, so a group's width is that of its first item.
+        if groups and (len(groups[-1]) + 1) * rows_each * sizes[groups[-1][0]] <= max_tokens:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups

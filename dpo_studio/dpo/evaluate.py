@@ -1,0 +1,76 @@
+"""Score pairs without training: the reference pass, and the held-out set."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from dpo_studio.domain.round import TrainSettings
+from dpo_studio.dpo.batches import TokenPair, pad_pairs
+from dpo_studio.dpo.failures import TrainingCancelled
+from dpo_studio.dpo.logps import ResponseScorer
+from dpo_studio.dpo.losses import preference_losses
+from dpo_studio.dpo.memory import MemoryBudget
+from dpo_studio.dpo.metrics import preference_metrics
+from dpo_studio.dpo.world import World
+
+
+@torch.no_grad()
+def score_pairs(
+    scorer: ResponseScorer,
+    pairs: Sequence[TokenPair],
+    budget: MemoryBudget,
+    *,
+    world: World | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_scored: Callable[[int], None] = lambda _: None,
+) -> Tensor:
+    """Summed log-probabilities of every pair: (pairs, 2) float64 on the CPU, chosen and rejected.
+
+    `on_scored` is told how many pairs of this process's share are done. Raises TrainingCancelled.
+    """
+    world = world or World()
+    device = next(scorer.model.parameters()).device
+    share = list(world.share(range(len(pairs))))
+
+    def score(groups: list[list[int]]) -> Tensor:
+        logps = torch.zeros(len(pairs), 2, dtype=torch.float64)
+        num_scored = 0
+        for group in groups:
+            # Among several processes only the agreement below may end this: the others would wait.
+            if world.size == 1 and should_stop():
+                raise TrainingCancelled
+            rows = [share[index] for index in group]
+            batch = pad_pairs([pairs[row] for row in rows], device)
+            logps[rows] = scorer.sequence_logps(batch).view(-1, 2).cpu().double()
+            num_scored += len(group)
+            on_scored(num_scored)
+        return logps
+
+    logps = budget.run([len(pairs[row]) for row in share], score)
+    if world.agree(should_stop(), device):
+        raise TrainingCancelled
+    if world.size == 1:
+        return logps
+    return world.sum(logps.to(device)).cpu()
+
+
+def evaluate(
+    policy: Tensor, reference: Tensor, pairs: Sequence[TokenPair], settings: TrainSettings
+) -> dict[str, float]:
+    """Loss and preference metrics from scored log-probabilities, both (pairs, 2). Empty for no pairs.
+
+    The loss is the preference loss alone, without the SFT term: ln 2 means "no better than the reference".
+    """
+    if not pairs:
+        return {}
+    losses = preference_losses(policy - reference, settings)
+    return {
+        "loss": float(losses.mean()),
+        **preference_metrics(policy, reference, response_lengths(pairs), beta=settings.beta),
+    }
+
+
+def response_lengths(pairs: Sequence[TokenPair]) -> Tensor:
+    """(pairs, 2) float64: response tokens, chosen and rejected."""
+    return torch.tensor([[len(pair.chosen), len(pair.rejected)] for pair in pairs], dtype=torch.float64)

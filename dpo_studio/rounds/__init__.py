@@ -1,0 +1,1 @@
+"""Snapshot, split, launch, gate, registry and schedule of DPO rounds. No torch."""

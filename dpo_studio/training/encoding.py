@@ -1,0 +1,96 @@
+"""From preference pairs to token ids that fit the model, and an account of what was cut or dropped.
+
+Ids that the model sampled are used as they are. A prompt too long is cut from the left, responses from
+the right and both at the same length, so that neither side wins by having been cut less. A pair that
+cannot teach anything (a response without tokens, two equal responses) is dropped and counted, never
+trained on.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dpo_studio.domain.chat import Message
+from dpo_studio.domain.preference import PreferencePair, SampledText
+from dpo_studio.dpo.batches import TokenPair
+from dpo_studio.errors import BadInput
+
+Encode = Callable[[Sequence[Message], SampledText], tuple[Sequence[int], Sequence[int]]]
+"""(messages, response) → (prompt ids, response ids), as `ChatFormat.encode_pair`."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPairs:
+    """The pairs that can be used, in their order, and what happened to the others."""
+
+    pairs: tuple[TokenPair, ...]
+    num_truncated: int
+    dropped: dict[str, int]
+    """Why → how many."""
+
+    @property
+    def num_dropped(self) -> int:
+        return sum(self.dropped.values())
+
+    def explain_drops(self) -> str:
+        """E.g. "2 with an empty response, 1 with two equal responses"."""
+        return ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items()))
+
+
+def encode_pairs(
+    pairs: Sequence[PreferencePair], encode: Encode, *, max_length: int, vocabulary: int
+) -> EncodedPairs:
+    """Encode, cut to `max_length` tokens a sequence, and drop what is left without content."""
+    kept: list[TokenPair] = []
+    dropped: Counter[str] = Counter()
+    num_truncated = 0
+    for pair in pairs:
+        reason, encoded = _encode(pair, encode, vocabulary)
+        if encoded is not None:
+            fitted = fit_pair(encoded, max_length)
+            reason = _why_useless(fitted)
+            if not reason:
+                kept.append(fitted)
+                num_truncated += fitted != encoded
+        if reason:
+            dropped[reason] += 1
+    return EncodedPairs(tuple(kept), num_truncated, dict(dropped))
+
+
+def fit_pair(pair: TokenPair, max_length: int) -> TokenPair:
+    """Cut a pair so that neither sequence exceeds `max_length` tokens.
+
+    Responses keep at least half of the room, and all that a shorter prompt leaves. Returns the pair itself
+    when it fits. max_length: at least 2.
+    """
+    if len(pair) <= max_length:
+        return pair
+    cap = max(max_length // 2, max_length - len(pair.prompt))
+    chosen, rejected = pair.chosen[:cap], pair.rejected[:cap]
+    room = max_length - max(len(chosen), len(rejected))
+    return TokenPair(pair.prompt[-room:], chosen, rejected)
+
+
+def _encode(pair: PreferencePair, encode: Encode, vocabulary: int) -> tuple[str, TokenPair | None]:
+    # A model's own bare EOS may be rejected (that teaches it to answer), but never chosen.
+    if not pair.chosen.text.strip() or not (pair.rejected.text.strip() or pair.rejected.token_ids):
+        return "with an empty response", None
+    try:
+        prompt, chosen = encode(pair.messages, pair.chosen)
+        other_prompt, rejected = encode(pair.messages, pair.rejected)
+    except BadInput:
+        return "whose prompt the chat template refuses", None
+    assert list(prompt) == list(other_prompt), "one prompt must give one encoding"
+    if any(not 0 <= token < vocabulary for ids in (prompt, chosen, rejected) for token in ids):
+        return "with token ids of another tokenizer", None
+    return "", TokenPair(tuple(prompt), tuple(chosen), tuple(rejected))
+
+
+def _why_useless(pair: TokenPair) -> str:
+    if not pair.prompt:
+        return "with an empty prompt"
+    if not pair.chosen or not pair.rejected:
+        return "with an empty response"
+    if pair.chosen == pair.rejected:
+        return "with two equal responses"
+    return ""

@@ -1,0 +1,151 @@
+"""Losses against numbers worked out by hand, and against the identities that define them."""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpo_studio.domain.round import TrainSettings
+from dpo_studio.dpo.losses import (
+    dpo_losses,
+    ipo_losses,
+    margins,
+    plackett_luce_losses,
+    preference_losses,
+    sft_losses,
+)
+from dpo_studio.errors import BadInput
+
+LN2 = math.log(2)
+# The first call into torch may take longer than Hypothesis allows.
+relaxed = settings(deadline=None)
+nats = st.floats(-50, 50)
+betas = st.floats(0.01, 2)
+
+
+def tensor(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def gradient_of(losses: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor) -> torch.Tensor:
+    at = at.requires_grad_()
+    (gradient,) = torch.autograd.grad(losses(at).sum(), at)
+    return gradient
+
+
+def test_policy_equal_to_reference_gives_ln2_whatever_the_smoothing() -> None:
+    for smoothing in (0.0, 0.1, 0.49):
+        assert dpo_losses(tensor(0.0), beta=0.1, label_smoothing=smoothing).item() == pytest.approx(LN2)
+
+
+def test_policy_equal_to_reference_gives_the_squared_target_under_ipo() -> None:
+    # β = 0.1 asks for a margin of 1/(2·0.1) = 5 nats; a margin of 0 misses it by 5.
+    assert ipo_losses(tensor(0.0), beta=0.1).item() == pytest.approx(25.0)
+    assert ipo_losses(tensor(5.0), beta=0.1).item() == pytest.approx(0.0)
+
+
+def test_dpo_at_a_margin_of_ten_nats() -> None:
+    # β·h = 0.1·10 = 1; −log σ(1) = log(1 + e⁻¹) = 0.31326168…
+    assert dpo_losses(tensor(10.0), beta=0.1).item() == pytest.approx(0.3132616875182228, abs=1e-15)
+
+
+def test_dpo_gradient_is_beta_times_the_weight_of_a_wrong_ranking() -> None:
+    # ∂L/∂r_chosen = −β·σ(−βh) = −∂L/∂r_rejected (Rafailov et al., section 4).
+    gradient = gradient_of(
+        lambda ratios: preference_losses(ratios, TrainSettings(beta=0.3)), tensor(3.0, -2.0).view(1, 2)
+    )
+    expected = 0.3 / (1 + math.exp(0.3 * 5))
+    assert gradient[0].tolist() == pytest.approx([-expected, expected], abs=1e-17)
+
+
+def test_ipo_gradient_is_twice_the_distance_to_the_target() -> None:
+    gradient = gradient_of(lambda h: ipo_losses(h, beta=0.25), tensor(7.0))
+    assert gradient.item() == pytest.approx(2 * (7 - 2))
+
+
+@relaxed
+@given(nats, betas, st.floats(0, 0.49))
+def test_smoothing_is_the_expected_loss_over_flipped_labels(h: float, beta: float, share: float) -> None:
+    kept, flipped = dpo_losses(tensor(h), beta=beta), dpo_losses(tensor(-h), beta=beta)
+    smoothed = dpo_losses(tensor(h), beta=beta, label_smoothing=share)
+    torch.testing.assert_close(smoothed, (1 - share) * kept + share * flipped)
+
+
+def test_smoothing_puts_the_minimum_where_the_assumed_flips_are() -> None:
+    # Minimised at σ(βh) = 1 − ε, so h = log((1−ε)/ε)/β; with ε = 0 there is no minimum.
+    best = tensor(math.log(9.0) / 0.1)
+    gradient = gradient_of(lambda h: dpo_losses(h, beta=0.1, label_smoothing=0.1), best)
+    assert gradient.item() == pytest.approx(0.0, abs=1e-15)
+
+
+@relaxed
+@given(nats, nats, betas)
+def test_swapping_the_labels_mirrors_the_gradient_weight(chosen: float, rejected: float, beta: float) -> None:
+    def gradient(first: float, second: float) -> float:
+        ratios = tensor(first, second).view(1, 2)
+        return (
+            float(gradient_of(lambda r: preference_losses(r, TrainSettings(beta=beta)), ratios)[0, 0]) / beta
+        )
+
+    # σ(−βh) + σ(βh) = 1
+    assert gradient(chosen, rejected) + gradient(rejected, chosen) == pytest.approx(-1.0)
+
+
+@relaxed
+@given(nats, nats, betas)
+def test_plackett_luce_over_two_responses_is_dpo(chosen: float, rejected: float, beta: float) -> None:
+    log_ratios = torch.tensor([[chosen, rejected]], dtype=torch.float64)
+    torch.testing.assert_close(
+        plackett_luce_losses(log_ratios, beta=beta), dpo_losses(margins(log_ratios), beta=beta)
+    )
+
+
+def test_plackett_luce_probabilities_of_all_orders_sum_to_one() -> None:
+    rewards = [0.7, -1.2, 2.5]
+    losses = [
+        plackett_luce_losses(torch.tensor([order], dtype=torch.float64), beta=1.0).item()
+        for order in itertools.permutations(rewards)
+    ]
+    assert sum(math.exp(-loss) for loss in losses) == pytest.approx(1.0, abs=1e-14)
+
+
+def test_plackett_luce_of_three_by_enumeration() -> None:
+    # Choose the best of {1, 0, −1}, then of {0, −1}: e/(e+1+e⁻¹) · 1/(1+e⁻¹)
+    e = math.e
+    expected = -math.log(e / (e + 1 + 1 / e) * 1 / (1 + 1 / e))
+    loss = plackett_luce_losses(torch.tensor([[1.0, 0.0, -1.0]], dtype=torch.float64), beta=1.0)
+    assert loss.item() == pytest.approx(expected, abs=1e-15)
+
+
+@relaxed
+@given(st.lists(nats, min_size=2, max_size=5), nats)
+def test_plackett_luce_ignores_a_constant_of_the_prompt(log_ratios: list[float], shift: float) -> None:
+    plain = torch.tensor([log_ratios], dtype=torch.float64)
+    torch.testing.assert_close(
+        plackett_luce_losses(plain + shift, beta=0.1), plackett_luce_losses(plain, beta=0.1)
+    )
+
+
+def test_sft_is_the_mean_over_tokens() -> None:
+    assert sft_losses(tensor(-6.0, -6.0), tensor(2.0, 3.0)).tolist() == [3.0, 2.0]
+
+
+def test_far_margins_stay_finite() -> None:
+    for h in (-1e6, 1e6):
+        assert torch.isfinite(dpo_losses(tensor(h), beta=1.0, label_smoothing=0.1)).all()
+        assert torch.isfinite(plackett_luce_losses(tensor(h, 0.0).view(1, 2), beta=1.0)).all()
+
+
+def test_smoothing_under_ipo_is_refused_rather_than_ignored() -> None:
+    with pytest.raises(BadInput, match="label_smoothing"):
+        preference_losses(torch.zeros(1, 2), TrainSettings(loss="ipo", label_smoothing=0.1))
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 3), (2, 1)])
+def test_wrong_shapes_are_named(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="expected the shape"):
+        margins(torch.zeros(shape))

@@ -1,0 +1,57 @@
+"""Running out of memory: smaller micro-batches twice, then a sentence."""
+
+import pytest
+import torch
+
+from dpo_studio.dpo.failures import TrainingFailed
+from dpo_studio.dpo.memory import MemoryBudget, is_out_of_memory
+
+CPU_ERROR = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"
+
+
+def test_work_is_done_again_with_half_the_tokens() -> None:
+    budget = MemoryBudget(10_000)
+    seen: list[list[list[int]]] = []
+
+    def work(groups: list[list[int]]) -> str:
+        seen.append(groups)
+        if len(groups) < 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return "done"
+
+    # 4 pairs of 10 tokens, two rows each: 80 tokens, then 40, then 20.
+    assert budget.run([10] * 4, work) == "done"
+    assert [[len(group) for group in groups] for groups in seen] == [[4], [2, 2], [1, 1, 1, 1]]
+    assert (budget.max_tokens, budget.num_halvings) == (20, 2)
+
+
+def test_a_third_time_is_a_failure() -> None:
+    def work(_groups: list[list[int]]) -> None:
+        raise RuntimeError(CPU_ERROR)
+
+    with pytest.raises(TrainingFailed, match="Memory ran out with 2 pair"):
+        MemoryBudget().run([10] * 8, work)
+
+
+def test_a_single_pair_cannot_be_split() -> None:
+    def work(_groups: list[list[int]]) -> None:
+        raise MemoryError
+
+    with pytest.raises(TrainingFailed, match="1 pair"):
+        MemoryBudget().run([10], work)
+
+
+def test_other_errors_are_not_taken_for_it() -> None:
+    def work(_groups: list[list[int]]) -> None:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        MemoryBudget().run([10], work)
+
+
+def test_every_way_of_running_out_is_known() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("x"))
+    assert is_out_of_memory(RuntimeError(CPU_ERROR))
+    assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("memory layout not supported"))

@@ -1,0 +1,87 @@
+"""The drift guard: asks regularly, keeps the last healthy adapter, and puts it back."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dpo_studio.dpo.world import World
+from dpo_studio.training.drift import DriftGuard
+from tests.dpo.models import adapter_state, load_tiny, random_pairs, with_lora
+
+PROMPTS = [pair.prompt for pair in random_pairs([(5, 3, 3), (4, 3, 3), (6, 3, 3)])]
+
+
+def guard(model: Any, **changes: Any) -> DriftGuard:
+    options: dict[str, Any] = {
+        "eos_ids": {3},
+        "context_length": 256,
+        "seed": 0,
+        "world": World(),
+        "check_every": 10,
+        **changes,
+    }
+    return DriftGuard(model, PROMPTS, **options)
+
+
+def perturb(model: Any, std: float) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=std)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Any:
+    return with_lora(load_tiny(tmp_path))
+
+
+def test_it_asks_regularly_and_after_the_last_step(model: Any) -> None:
+    watch = guard(model)
+    assert [step for step in range(1, 35) if watch.is_due(step, 34)] == [10, 20, 30, 34]
+
+
+def test_a_fresh_adapter_has_not_drifted(model: Any) -> None:
+    watch = guard(model)
+    assert watch.check(10) == 0.0
+    assert not watch.is_exceeded
+
+
+def test_the_last_healthy_adapter_comes_back(model: Any) -> None:
+    watch = guard(model)
+    perturb(model, 0.01)
+    healthy = adapter_state(model)
+    watch.check(10)
+    perturb(model, 1.0)
+    assert watch.check(20) > 0.4
+    assert watch.is_exceeded
+    assert watch.restore() == 10
+    assert all(torch.equal(healthy[name], value) for name, value in adapter_state(model).items())
+
+
+def test_without_a_healthy_one_nothing_is_put_back(model: Any) -> None:
+    watch = guard(model)
+    perturb(model, 1.0)
+    broken = adapter_state(model)
+    watch.check(10)
+    assert watch.is_exceeded
+    assert watch.restore() is None
+    assert all(torch.equal(broken[name], value) for name, value in adapter_state(model).items())
+
+
+def test_numbers_that_are_none_are_too_far(model: Any) -> None:
+    watch = guard(model, world=World(rank=1, size=2, sum=lambda tensor: tensor * torch.nan))
+    watch.check(10)
+    assert watch.is_exceeded
+
+
+def test_prompts_without_room_for_an_answer_are_not_asked(model: Any) -> None:
+    assert not guard(model, context_length=40).is_due(10, 10)
+
+
+def test_other_processes_take_the_first_ones_number(model: Any) -> None:
+    watch = guard(model, world=World(rank=1, size=2, sum=lambda tensor: tensor + 0.3))
+    perturb(model, 1.0)
+    assert watch.check(10) == pytest.approx(0.3)
+    assert not watch.is_exceeded
