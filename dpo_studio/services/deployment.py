@@ -1,0 +1,196 @@
+"""DeploymentService: which version is live, and how that changes while everyone keeps talking.
+
+The pointer in the database decides (design §4.4). Promote = verify on disk → load beside → smoke prompts
+in the loaded version → compare-and-set the pointer → flip in memory. Responses in flight keep the version
+they began with; the engine forgets a version only after its last response has ended.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from datetime import datetime
+from pathlib import Path
+
+from sqlmodel import Session
+
+from dpo_studio.domain.chat import (
+    BASE,
+    ChatEngine,
+    GenerationRequest,
+    Message,
+    SampleFinished,
+    SamplingParams,
+)
+from dpo_studio.errors import Conflict, EngineUnavailable, ModelError, NotFound
+from dpo_studio.paths import StoragePaths
+from dpo_studio.rounds import registry
+from dpo_studio.services.views import VersionView
+from dpo_studio.store import audit, rounds, versions
+from dpo_studio.store.database import Database
+
+LIVE = "live"
+SMOKE_TOKENS = 24
+WithinPromotion = Callable[[Session], None]
+
+
+class DeploymentService:
+    """The live pointer and the versions behind it."""
+
+    def __init__(
+        self,
+        database: Database,
+        engine: ChatEngine,
+        paths: StoragePaths,
+        *,
+        smoke_prompts: Sequence[str],
+        now: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._engine = engine
+        self._paths = paths
+        self._smoke_prompts = tuple(smoke_prompts)
+        self._now = now
+        self._promoting = asyncio.Lock()
+        self._on_swap: list[Callable[[str], None]] = []
+        with database.read() as session:
+            self._live = versions.get_live(session=session)
+
+    def live(self) -> str:
+        """Name of the live version."""
+        return self._live.version
+
+    def resolve(self, name: str) -> str:
+        """A concrete version name. Raises NotFound for names that were never published."""
+        if name in (LIVE, ""):
+            return self.live()
+        if name != BASE and not self._record_exists(name):
+            raise NotFound(f"version: expected live, base or a published version, found {name[:40]!r}")
+        return name
+
+    def folders_to_serve(self) -> dict[str, Path]:
+        """What a freshly started engine must load: the live version's folder, nothing for base."""
+        name = self.live()
+        return {} if name == BASE else {name: self._paths.version(name)}
+
+    def on_swap(self, callback: Callable[[str], None]) -> None:
+        """Call `callback(new live name)` after every flip."""
+        self._on_swap.append(callback)
+
+    def versions(self) -> list[VersionView]:
+        """Base first, then by number."""
+        loaded = self._engine.status.loaded
+        with self._database.read() as session:
+            records = versions.list_versions(session=session)
+            accuracies = rounds.heldout_accuracies(session=session)
+            pairs = rounds.pair_counts(session=session)
+        base = VersionView(BASE, None, None, self.live() == BASE, BASE in loaded, 0, None)
+        return [base] + [
+            VersionView(
+                name=record.name,
+                round=record.round,
+                created_at=record.created_at,
+                is_live=record.name == self.live(),
+                is_loaded=record.name in loaded,
+                num_pairs=pairs.get(record.round, 0),
+                heldout_accuracy=accuracies.get(record.round),
+            )
+            for record in records
+        ]
+
+    async def ensure_loaded(self, name: str) -> str:
+        """Resolve `name` and make it available in the engine; returns the concrete name."""
+        version = self.resolve(name)
+        if version != BASE and version not in self._engine.status.loaded:
+            await self._load(version)
+        return version
+
+    async def promote(self, name: str, *, actor: str, within: WithinPromotion | None = None) -> str:
+        """Move the live pointer to `name`; returns it. Promoting the live version changes nothing.
+
+        `within` runs in the transaction that moves the pointer. Raises NotFound, ModelError (the folder
+        fails its checks or its answers are empty), EngineUnavailable, Conflict (someone else moved the
+        pointer meanwhile). On any of these the old version stays live.
+        """
+        async with self._promoting:
+            version = self.resolve(name)
+            before = self._live
+            if version == before.version and within is None:
+                return version
+            if version != BASE:
+                await self._load(version)
+            await self._smoke(version)
+            await asyncio.to_thread(self._move_pointer, version, before.serial, actor, within)
+        for callback in self._on_swap:
+            callback(version)
+        return version
+
+    async def rollback(self, *, actor: str) -> str:
+        """Go back to the newest version promoted before the live one, or to base."""
+        current = self.live()
+        if current == BASE:
+            raise Conflict("Nothing to roll back to: base is live already")
+        with self._database.read() as session:
+            earlier = versions.promoted_before(current, session=session)
+        return await self.promote(earlier or BASE, actor=actor)
+
+    def _record_exists(self, name: str) -> bool:
+        with self._database.read() as session:
+            return versions.get_version(name, session=session) is not None
+
+    async def _load(self, version: str) -> None:
+        folder = self._paths.version(version)
+        manifest = await asyncio.to_thread(registry.verify, folder)
+        served = self._engine.status.model_sha256
+        if served and manifest.model_sha256 != served:
+            raise ModelError(
+                f"{version} was trained on {manifest.model}, which is not the model being served; "
+                f"start the studio with --model {manifest.model} to use it"
+            )
+        await self._engine.load(version, folder)
+
+    async def _smoke(self, version: str) -> None:
+        """A few greedy tokens from the loaded version: a broken one must fail here, not before people."""
+        for number, prompt in enumerate(self._smoke_prompts):
+            request = GenerationRequest(
+                request_id=f"smoke-{version}-{number}",
+                messages=(Message("user", prompt),),
+                version=version,
+                sampling=SamplingParams(temperature=0.0, max_tokens=SMOKE_TOKENS),
+            )
+            text = ""
+            async with aclosing(self._engine.stream(request)) as events:
+                async for event in events:
+                    if isinstance(event, SampleFinished):
+                        text = event.completion.text
+            if not text.strip():
+                raise ModelError(f"{version} answered a smoke prompt with nothing; it was not promoted")
+
+    def _move_pointer(
+        self, version: str, expected_serial: int, actor: str, within: WithinPromotion | None
+    ) -> None:
+        with self._database.write() as session:
+            state = versions.set_live(
+                version, expected_serial=expected_serial, actor=actor, now=self._now(), session=session
+            )
+            audit.record(
+                actor=actor,
+                action="promote",
+                subject=version,
+                details={"from": self._live.version},
+                now=self._now(),
+                session=session,
+            )
+            if within is not None:
+                within(session)
+        self._live = state
+
+
+async def wait_until_ready(engine: ChatEngine, *, timeout_s: float, poll_s: float = 0.1) -> None:
+    """Return when the engine answers. Raises EngineUnavailable with its own sentence when it cannot."""
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    while engine.status.state != "ready":
+        if engine.status.state in ("failed", "stopped"):
+            raise EngineUnavailable(engine.status.detail or "The model could not be started")
+        if asyncio.get_running_loop().time() > deadline:
+            raise EngineUnavailable(f"The model was not ready within {timeout_s:.0f} s; see engine.log")
+        await asyncio.sleep(poll_s)

@@ -1,0 +1,211 @@
+"""RoundRunner: takes one queued round through worker, gate, publication and promotion.
+
+The parent, not the worker, writes every status. A worker that dies, hangs or reports nonsense ends its
+round with a reason and touches nothing else; serving goes on with the version that is live.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from datetime import datetime
+
+from sqlmodel import Session
+
+from dpo_studio import __version__
+from dpo_studio.domain.chat import ChatEngine
+from dpo_studio.domain.codec import from_json
+from dpo_studio.domain.round import RoundJob, RoundReport, RoundStatus, StepProgress, Verdict
+from dpo_studio.errors import Busy, Conflict, StorageError, StudioError
+from dpo_studio.files import read_json
+from dpo_studio.paths import StoragePaths
+from dpo_studio.rounds import gate, registry
+from dpo_studio.rounds.launcher import LaunchSettings, WorkerOutcome, WorkerProcess
+from dpo_studio.services.deployment import DeploymentService, wait_until_ready
+from dpo_studio.services.round_lease import RoundLease
+from dpo_studio.store import rounds, versions
+from dpo_studio.store.database import Database
+from dpo_studio.store.leases import LeaseHold
+from dpo_studio.store.rounds import WorkerIdentity
+
+STATUS_OF_OUTCOME = {
+    "failed": RoundStatus.FAILED,
+    "killed": RoundStatus.FAILED,
+    "hung": RoundStatus.FAILED,
+    "cancelled": RoundStatus.CANCELLED,
+}
+ENGINE_PATIENCE_S = 120.0
+RETRY_S = 2.0
+logger = logging.getLogger(__name__)
+
+
+class RoundRunner:
+    """Runs rounds one after the other; `run_one` returns when the round is final or waits for a person."""
+
+    def __init__(
+        self,
+        database: Database,
+        engine: ChatEngine,
+        deployment: DeploymentService,
+        paths: StoragePaths,
+        *,
+        thresholds: gate.GateThresholds,
+        lease: RoundLease,
+        launch: LaunchSettings,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._engine = engine
+        self._deployment = deployment
+        self._paths = paths
+        self._thresholds = thresholds
+        self._lease = lease
+        self._launch = launch
+        self._now = now
+        self._worker: WorkerProcess | None = None
+        self._progress: StepProgress | None = None
+        self._number: int | None = None
+
+    def progress(self, number: int) -> StepProgress | None:
+        """The running round's latest step; None for any other round."""
+        return self._progress if number == self._number else None
+
+    def cancel(self, number: int) -> None:
+        """Ask the worker of a running round to stop within one step. Safe from any thread."""
+        if number == self._number and self._worker is not None:
+            self._worker.cancel()
+
+    async def run_one(self, number: int, *, is_gate_manual: Callable[[], bool]) -> None:
+        """Take round `number` to its end. Never raises for what can go wrong in a round."""
+        self._number, self._progress = number, None
+        try:
+            async with self._lease.held() as hold:
+                outcome = await self._train(number, hold)
+                if outcome.kind == "ok":
+                    await self._gate(number, hold, is_gate_manual)
+                else:
+                    await self._end(number, STATUS_OF_OUTCOME[outcome.kind], outcome.reason)
+        except StudioError as error:
+            await self._end(number, RoundStatus.FAILED, str(error))
+        except Exception:
+            logger.exception("round %d failed", number)
+            await self._end(number, RoundStatus.FAILED, "An unexpected error; see the studio's log")
+        except asyncio.CancelledError:
+            self._set(number, RoundStatus.INTERRUPTED, "The studio was stopped while this round ran")
+            raise
+        finally:
+            self._number = self._worker = None
+
+    async def _train(self, number: int, hold: LeaseHold) -> WorkerOutcome:
+        with self._database.write() as session:
+            rounds.set_status(number, RoundStatus.RUNNING, lease=hold, now=self._now(), session=session)
+        worker = await WorkerProcess.start(self._paths.round(number), self._launch)
+        self._worker = worker
+        watching = asyncio.create_task(worker.wait(lambda step: self._record(number, step)))
+        try:
+            self._remember(number, worker)
+            return await watching
+        finally:
+            # Leaving early, for whatever reason, ends the worker too.
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    def _remember(self, number: int, worker: WorkerProcess) -> None:
+        if (who := worker.identity) is not None:
+            with self._database.write() as session:
+                rounds.record_worker(
+                    number, WorkerIdentity(who.pid, who.started, who.boot_id), session=session
+                )
+
+    def _record(self, number: int, step: StepProgress) -> None:
+        self._progress = step
+        # A full disk costs a point of the curve, not the round.
+        if step.metrics:
+            with contextlib.suppress(StorageError, Busy), self._database.write() as session:
+                rounds.add_steps(number, [step], session=session)
+
+    async def _gate(self, number: int, hold: LeaseHold, is_gate_manual: Callable[[], bool]) -> None:
+        folder = self._paths.round(number)
+        report = from_json(RoundReport, read_json(folder.report))
+        verdict = gate.judge(report, self._thresholds)
+        with self._database.write() as session:
+            rounds.set_status(number, RoundStatus.GATING, lease=hold, now=self._now(), session=session)
+            rounds.record_result(
+                number, metrics=report.metrics, verdict=verdict, version=None, session=session
+            )
+        if not verdict.passed:
+            await self._end(number, RoundStatus.REJECTED, _first_failure(verdict))
+            return
+        name = await asyncio.to_thread(self._publish, number, report, verdict)
+        if is_gate_manual():
+            await self._end(number, RoundStatus.WAITING, f"{name} passed the gate; a person decides")
+            return
+        try:
+            await wait_until_ready(self._engine, timeout_s=ENGINE_PATIENCE_S)
+            await self.promote(number, name, actor="gate", hold=hold)
+        except StudioError as error:
+            # It is published and good; only the engine could not take it now.
+            reason = f"{name} passed the gate but could not go live: {error}. Promote it when that is mended"
+            await self._end(number, RoundStatus.WAITING, reason)
+
+    def _publish(self, number: int, report: RoundReport, verdict: Verdict) -> str:
+        """Name the adapter v<number>: the folder first, then the row.
+
+        A crash between the two leaves a folder that no row names; the next boot sweeps it.
+        """
+        name = f"v{number}"
+        folder = self._paths.round(number)
+        job = from_json(RoundJob, read_json(folder.job))
+        registry.publish(
+            folder.adapter,
+            name=name,
+            round_number=number,
+            model=job.model,
+            model_sha256=job.model_sha256,
+            tokenizer_sha256=self._engine.status.tokenizer_sha256,
+            dataset_sha256=job.train_sha256,
+            code_version=__version__,
+            now=self._now(),
+            paths=self._paths,
+            expected_sha256=report.adapter_sha256 or None,
+        )
+        with self._database.write() as session:
+            versions.add_version(name, round_number=number, now=self._now(), session=session)
+            rounds.record_result(
+                number, metrics=report.metrics, verdict=verdict, version=name, session=session
+            )
+        return name
+
+    async def promote(self, number: int, name: str, *, actor: str, hold: LeaseHold | None = None) -> None:
+        """Make the round's version live; the round's status and the pointer change in one transaction."""
+
+        def mark(session: Session) -> None:
+            rounds.set_status(
+                number,
+                RoundStatus.PROMOTED,
+                reason=f"{name} is live",
+                lease=hold,
+                now=self._now(),
+                session=session,
+            )
+
+        await self._deployment.promote(name, actor=actor, within=mark)
+
+    async def _end(self, number: int, status: RoundStatus, reason: str) -> None:
+        """Write the status, waiting for as long as the disk refuses: a round must not stay "running"."""
+        while True:
+            try:
+                self._set(number, status, reason)
+                return
+            except (StorageError, Busy):
+                logger.error("round %d: its end could not be saved yet", number)
+                await asyncio.sleep(RETRY_S)
+
+    def _set(self, number: int, status: RoundStatus, reason: str) -> None:
+        # Conflict: somebody cancelled it in between, and a final status stays.
+        with contextlib.suppress(Conflict), self._database.write() as session:
+            rounds.set_status(number, status, reason=reason, now=self._now(), session=session)
+
+
+def _first_failure(verdict: Verdict) -> str:
+    return verdict.reasons[0] if verdict.reasons else "The gate gave no reason"

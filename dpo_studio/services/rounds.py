@@ -1,0 +1,268 @@
+"""RoundService: start, watch, cancel and judge rounds; the schedule that starts them by itself.
+
+At most one round is active. The table is the truth: a round found active at boot was interrupted.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from sqlmodel import Session
+
+from dpo_studio.domain.chat import ChatEngine
+from dpo_studio.domain.codec import from_json, to_json
+from dpo_studio.domain.round import RoundStatus, StepProgress, TrainSettings, preset_for
+from dpo_studio.errors import BadInput, Conflict, EngineUnavailable, NotFound, StorageError
+from dpo_studio.rounds.schedule import is_due, next_due
+from dpo_studio.services.deployment import DeploymentService
+from dpo_studio.services.round_preparation import RoundPreparation
+from dpo_studio.services.round_runner import RoundRunner
+from dpo_studio.services.views import RoundView, ScheduleView, StudioStatus
+from dpo_studio.store import audit, pairs, rounds, studio_settings
+from dpo_studio.store.database import Database
+from dpo_studio.store.rounds import RoundRecord
+
+SCHEDULE_KEY = "schedule"
+TRAINING_KEY = "training"
+BY_SCHEDULE = "schedule"
+logger = logging.getLogger(__name__)
+
+
+class RoundService:
+    """What people and the clock do with rounds."""
+
+    def __init__(
+        self,
+        database: Database,
+        engine: ChatEngine,
+        deployment: DeploymentService,
+        preparation: RoundPreparation,
+        runner: RoundRunner,
+        *,
+        default_schedule: ScheduleView,
+        undo_window: timedelta,
+        storage: str,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._engine = engine
+        self._deployment = deployment
+        self._preparation = preparation
+        self._runner = runner
+        self._default_schedule = default_schedule
+        self._undo_window = undo_window
+        self._storage = storage
+        self._now = now
+        self._queued = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self, *, trigger: str, until: datetime | None = None) -> RoundView:
+        """Snapshot every eligible pair and queue a round. Safe from any thread.
+
+        `until` leaves out younger votes; None takes all. Raises Conflict when a round is active, BadInput
+        when there is no trainable pair, EngineUnavailable before the model has been loaded once.
+        """
+        status = self._engine.status
+        if not status.model_sha256:
+            raise EngineUnavailable("The model is still loading; a round can start when it is ready")
+        number = self._preparation.prepare(
+            trigger=trigger,
+            until=until or self._now() + timedelta(seconds=1),
+            settings=self.training_settings(),
+        )
+        self._wake()
+        return self.get(number)
+
+    def cancel(self, number: int) -> RoundView:
+        """Stop an active round within one step. Raises Conflict when it is not active."""
+        view = self.get(number)
+        if not view.status.is_active:
+            raise Conflict(f"round {number}: expected an active round, found it {view.status.value}")
+        if view.status is RoundStatus.QUEUED:
+            self._finish(number, RoundStatus.CANCELLED, "Cancelled before it started")
+        else:
+            self._runner.cancel(number)
+        return self.get(number)
+
+    async def approve(self, number: int, *, actor: str) -> RoundView:
+        """Promote a round that waits for a person."""
+        view = self._waiting(number)
+        assert view.version is not None
+        await self._runner.promote(number, view.version, actor=actor)
+        return self.get(number)
+
+    def reject(self, number: int, *, actor: str) -> RoundView:
+        """Turn down a round that waits for a person; its version stays for comparison."""
+        self._waiting(number)
+        self._finish(number, RoundStatus.REJECTED, f"Turned down by {actor}")
+        return self.get(number)
+
+    def get(self, number: int) -> RoundView:
+        """One round. Raises NotFound."""
+        with self._database.read() as session:
+            record = rounds.get_round(number, session=session)
+        if record is None:
+            raise NotFound(f"round: expected the number of a round, found {number}")
+        return self._view(record)
+
+    def list(self) -> list[RoundView]:
+        """Newest first."""
+        with self._database.read() as session:
+            return [self._view(record) for record in rounds.list_rounds(session=session)]
+
+    def steps(self, number: int, since: int = 0) -> Sequence[StepProgress]:
+        """Training steps after step `since`, oldest first."""
+        with self._database.read() as session:
+            return rounds.list_steps(number, since=since, session=session)
+
+    async def wait(self, number: int, *, poll_s: float = 0.2) -> RoundView:
+        """The round once it is final or waits for a person."""
+        while (view := self.get(number)).status.is_active:
+            await asyncio.sleep(poll_s)
+        return view
+
+    def schedule(self) -> ScheduleView:
+        """The schedule in force."""
+        with self._database.read() as session:
+            stored = studio_settings.get_setting(SCHEDULE_KEY, session=session)
+        return from_json(ScheduleView, stored) if stored is not None else self._default_schedule
+
+    def set_schedule(self, schedule: ScheduleView, *, actor: str) -> ScheduleView:
+        """Change when rounds start and who decides after the gate."""
+        if not 1 <= schedule.interval_minutes <= 43_200:
+            raise BadInput(f"interval_minutes: expected 1 to 43200, found {schedule.interval_minutes}")
+        if not 1 <= schedule.min_new_pairs <= 1_000_000:
+            raise BadInput(f"min_new_pairs: expected 1 to 1000000, found {schedule.min_new_pairs}")
+        self._store(SCHEDULE_KEY, to_json(schedule), actor)
+        return schedule
+
+    def training_settings(self) -> TrainSettings:
+        """Hyper-parameters of the next round: what was stored, else the preset for the model's size."""
+        with self._database.read() as session:
+            stored = studio_settings.get_setting(TRAINING_KEY, session=session)
+        if stored is not None:
+            return from_json(TrainSettings, stored)
+        return preset_for(self._engine.status.num_parameters)
+
+    def set_training_settings(self, settings: TrainSettings | None, *, actor: str) -> TrainSettings:
+        """Store hyper-parameters for the rounds to come; None goes back to the preset."""
+        self._store(TRAINING_KEY, None if settings is None else to_json(settings), actor)
+        return self.training_settings()
+
+    def status(self) -> StudioStatus:
+        """The studio at a glance."""
+        now = self._now()
+        with self._database.read() as session:
+            new_pairs = pairs.count_new(until=now + timedelta(seconds=1), session=session)
+            current = _current(session)
+            last = _last_started(session)
+        schedule = self.schedule()
+        return StudioStatus(
+            live=self._deployment.live(),
+            engine=self._engine.status,
+            new_pairs=new_pairs,
+            schedule=schedule,
+            round=self._view(current) if current else None,
+            next_run_at=next_due(now, last, schedule.interval_minutes) if schedule.enabled else None,
+            storage=self._storage,
+            detail=(trouble := self._write_trouble()),
+            database_ok=not trouble,
+        )
+
+    async def tick(self) -> None:
+        """Called by the clock: start a round when the interval has passed and enough pairs are new."""
+        schedule = self.schedule()
+        if not schedule.enabled or self._engine.status.state != "ready":
+            return
+        now = self._now()
+        until = now - self._undo_window
+        with self._database.read() as session:
+            if rounds.active_round(session=session) is not None:
+                return
+            last = _last_started(session)
+            new_pairs = pairs.count_new(until=until, session=session)
+        if new_pairs >= schedule.min_new_pairs and is_due(now, last, schedule.interval_minutes):
+            try:
+                await asyncio.to_thread(self.start, trigger=BY_SCHEDULE, until=until)
+            except (Conflict, BadInput) as error:
+                # Somebody pressed "Train now" in between, or every new pair was withdrawn.
+                logger.info("the scheduled round did not start: %s", error)
+
+    async def run(self) -> None:
+        """Work off queued rounds until cancelled."""
+        self._loop = asyncio.get_running_loop()
+        while True:
+            self._queued.clear()
+            with self._database.read() as session:
+                queued = rounds.active_round(session=session)
+            # The data's hash is recorded last: before that the round's folder is still being written.
+            if queued is None or queued.status is not RoundStatus.QUEUED or not queued.dataset_sha256:
+                await self._queued.wait()
+                continue
+            await self._runner.run_one(queued.number, is_gate_manual=lambda: self.schedule().gate == "manual")
+
+    def _write_trouble(self) -> str:
+        """Why nothing can be written, or an empty string. Takes the write lock and gives it back."""
+        try:
+            with self._database.write():
+                return ""
+        except StorageError as error:
+            return str(error)
+
+    def _wake(self) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._queued.set)
+
+    def _waiting(self, number: int) -> RoundView:
+        view = self.get(number)
+        if view.status is not RoundStatus.WAITING:
+            raise Conflict(f"round {number}: expected it to wait for a person, found it {view.status.value}")
+        return view
+
+    def _finish(self, number: int, status: RoundStatus, reason: str) -> None:
+        with self._database.write() as session:
+            rounds.set_status(number, status, reason=reason, now=self._now(), session=session)
+
+    def _store(self, key: str, value: object, actor: str) -> None:
+        with self._database.write() as session:
+            studio_settings.put_setting(key, value, session=session)
+            audit.record(
+                actor=actor,
+                action="settings",
+                subject=key,
+                details={"value": value},
+                now=self._now(),
+                session=session,
+            )
+
+    def _view(self, record: RoundRecord) -> RoundView:
+        view = RoundView(
+            number=record.number,
+            status=record.status,
+            trigger=record.trigger,
+            reason=record.reason,
+            num_pairs=record.num_pairs,
+            num_train=record.num_train,
+            num_heldout=record.num_heldout,
+            settings=record.settings,
+            metrics=record.metrics,
+            verdict=record.verdict,
+            version=record.version,
+            created_at=record.created_at,
+            started_at=record.started_at,
+            finished_at=record.finished_at,
+        )
+        return replace(view, progress=self._runner.progress(record.number))
+
+
+def _current(session: Session) -> RoundRecord | None:
+    """The active round, else the newest one that waits for a person."""
+    waiting = rounds.rounds_with([RoundStatus.WAITING], session=session)
+    return rounds.active_round(session=session) or next(iter(waiting), None)
+
+
+def _last_started(session: Session) -> datetime | None:
+    last = rounds.last_round(session=session)
+    return last.created_at if last else None

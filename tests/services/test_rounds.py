@@ -1,0 +1,298 @@
+"""Rounds from votes to the live pointer, with a real database, real child processes and a scripted worker."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from dpo_studio.domain.preference import Choice
+from dpo_studio.domain.round import RoundStatus, TrainSettings
+from dpo_studio.errors import BadInput, Conflict, EngineUnavailable, NotFound
+from dpo_studio.rounds import registry
+from dpo_studio.rounds.gate import GateThresholds
+from dpo_studio.rounds.launcher import LaunchSettings
+from dpo_studio.services import boot
+from dpo_studio.services.round_lease import NAME, RoundLease
+from dpo_studio.services.round_preparation import RoundPreparation
+from dpo_studio.services.round_runner import RoundRunner
+from dpo_studio.services.rounds import RoundService
+from dpo_studio.services.views import RoundView, ScheduleView
+from dpo_studio.store import leases
+from tests.services.conftest import Bench, said
+
+SCHEDULE = ScheduleView(True, 10, 4, "auto")
+
+
+@dataclass
+class Rounds:
+    """The service with the script its worker follows."""
+
+    bench: Bench
+    service: RoundService
+    script: Path
+
+    def plays(self, ending: str) -> None:
+        self.script.write_text(ending)
+
+    async def label(self, count: int) -> None:
+        for number in range(count):
+            view = await self.bench.labeling.next_ready("ann", said(f"a question of mine, {number}"))
+            self.bench.labeling.vote("ann", view.id, Choice.A)
+
+    async def train(self) -> RoundView:
+        started = self.service.start(trigger="ann")
+        async with asyncio.timeout(30):
+            return await self.service.wait(started.number, poll_s=0.02)
+
+
+@pytest.fixture
+async def rounds(bench: Bench, tmp_path: Path) -> AsyncIterator[Rounds]:
+    script = tmp_path / "script"
+    script.write_text("good")
+    command = (sys.executable, "-m", "tests.services.scripted_worker", str(script))
+    preparation = RoundPreparation(
+        bench.database, bench.engine, bench.deployment, bench.settings, probe_prompts=("hi",), now=bench.clock
+    )
+    runner = RoundRunner(
+        bench.database,
+        bench.engine,
+        bench.deployment,
+        bench.settings.paths,
+        thresholds=GateThresholds(),
+        lease=RoundLease(bench.database, owner="this process", now=bench.clock),
+        launch=LaunchSettings(command=command, poll_s=0.02),
+        now=bench.clock,
+    )
+    service = RoundService(
+        bench.database,
+        bench.engine,
+        bench.deployment,
+        preparation,
+        runner,
+        default_schedule=SCHEDULE,
+        undo_window=timedelta(seconds=60),
+        storage=str(bench.settings.paths.root),
+        now=bench.clock,
+    )
+    task = asyncio.create_task(service.run())
+    await asyncio.sleep(0)
+    yield Rounds(bench, service, script)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def test_a_good_round_goes_live(rounds: Rounds) -> None:
+    await rounds.label(6)
+    view = await rounds.train()
+    assert (view.status, view.version) == (RoundStatus.PROMOTED, "v1"), view.reason
+    assert rounds.bench.deployment.live() == "v1"
+    assert view.num_pairs == 6 == view.num_train + view.num_heldout
+    assert view.verdict is not None and view.verdict.passed and view.verdict.reasons
+    registry.verify(rounds.bench.settings.paths.version("v1"))
+
+
+async def test_steps_are_kept(rounds: Rounds) -> None:
+    await rounds.label(6)
+    view = await rounds.train()
+    steps = rounds.service.steps(view.number)
+    assert [step.step for step in steps if step.phase == "training"] == [1, 2, 3]
+
+
+async def test_a_round_that_fails_the_gate_changes_nothing(rounds: Rounds) -> None:
+    rounds.plays("bad")
+    await rounds.label(6)
+    view = await rounds.train()
+    assert (view.status, view.version) == (RoundStatus.REJECTED, None)
+    assert view.verdict is not None and not view.verdict.passed
+    assert rounds.bench.deployment.live() == "base"
+    assert not rounds.bench.settings.paths.version("v1").exists()
+
+
+@pytest.mark.parametrize(("ending", "reason"), [("refuse", "NaN at step 3"), ("die", "SIGKILL")])
+async def test_a_worker_that_ends_badly_fails_its_round_with_the_reason(
+    rounds: Rounds, ending: str, reason: str
+) -> None:
+    rounds.plays(ending)
+    await rounds.label(6)
+    view = await rounds.train()
+    assert view.status is RoundStatus.FAILED
+    assert reason in view.reason
+    rounds.plays("good")
+    assert (await rounds.train()).status is RoundStatus.PROMOTED
+
+
+async def test_a_running_round_can_be_cancelled_and_stands_alone(rounds: Rounds) -> None:
+    rounds.plays("hang")
+    await rounds.label(6)
+    started = rounds.service.start(trigger="ann")
+    async with asyncio.timeout(20):
+        while rounds.service.get(started.number).status is not RoundStatus.RUNNING:
+            await asyncio.sleep(0.02)
+        with pytest.raises(Conflict):
+            rounds.service.start(trigger="bob")
+        await asyncio.sleep(0.2)
+        rounds.service.cancel(started.number)
+        view = await rounds.service.wait(started.number, poll_s=0.02)
+    assert view.status is RoundStatus.CANCELLED
+    with pytest.raises(Conflict):
+        rounds.service.cancel(started.number)
+
+
+async def test_a_manual_gate_waits_for_a_person(rounds: Rounds) -> None:
+    rounds.service.set_schedule(replace(SCHEDULE, gate="manual"), actor="ann")
+    await rounds.label(6)
+    view = await rounds.train()
+    assert (view.status, view.version) == (RoundStatus.WAITING, "v1")
+    assert rounds.bench.deployment.live() == "base"
+    assert (await rounds.service.approve(view.number, actor="ann")).status is RoundStatus.PROMOTED
+    assert rounds.bench.deployment.live() == "v1"
+    with pytest.raises(Conflict):
+        rounds.service.reject(view.number, actor="ann")
+
+
+async def test_a_person_can_turn_a_waiting_round_down(rounds: Rounds) -> None:
+    rounds.service.set_schedule(replace(SCHEDULE, gate="manual"), actor="ann")
+    await rounds.label(6)
+    view = await rounds.train()
+    assert rounds.service.reject(view.number, actor="ann").status is RoundStatus.REJECTED
+    assert rounds.bench.deployment.live() == "base"
+
+
+async def test_a_version_that_the_engine_refuses_waits_and_the_old_one_stays(rounds: Rounds) -> None:
+    rounds.bench.engine.refused["v1"] = "no room for it"
+    await rounds.label(6)
+    view = await rounds.train()
+    assert view.status is RoundStatus.WAITING
+    assert "no room for it" in view.reason
+    assert rounds.bench.deployment.live() == "base"
+
+
+async def test_a_version_that_says_nothing_never_goes_live(rounds: Rounds) -> None:
+    await rounds.label(6)
+    rounds.bench.engine.is_silent = True
+    view = await rounds.train()
+    assert view.status is RoundStatus.WAITING
+    assert "smoke prompt" in view.reason
+    assert rounds.bench.deployment.live() == "base"
+
+
+async def test_rollback_walks_back_to_base(rounds: Rounds) -> None:
+    await rounds.label(6)
+    await rounds.train()
+    await rounds.label(2)
+    await rounds.train()
+    deployment = rounds.bench.deployment
+    assert deployment.live() == "v2"
+    assert await deployment.rollback(actor="ann") == "v1"
+    assert await deployment.rollback(actor="ann") == "base"
+    with pytest.raises(Conflict):
+        await deployment.rollback(actor="ann")
+
+
+async def test_nothing_to_train_on_is_a_sentence_and_no_round(rounds: Rounds) -> None:
+    with pytest.raises(BadInput, match="at least one preference"):
+        rounds.service.start(trigger="ann")
+    assert rounds.service.list() == []
+
+
+async def test_a_round_needs_to_know_the_model(rounds: Rounds) -> None:
+    await rounds.label(1)
+    rounds.bench.engine.state = "starting"
+    with pytest.raises(EngineUnavailable):
+        rounds.service.start(trigger="ann")
+
+
+async def test_the_clock_starts_a_round_when_it_is_due_and_not_before(rounds: Rounds) -> None:
+    await rounds.label(3)
+    rounds.bench.clock.tick(minutes=5)
+    await rounds.service.tick()
+    assert rounds.service.list() == [], "three pairs are fewer than four"
+    await rounds.label(1)
+    await rounds.service.tick()
+    assert rounds.service.list() == [], "the last vote is inside its undo window"
+    rounds.bench.clock.tick(seconds=61)
+    await rounds.service.tick()
+    (view,) = rounds.service.list()
+    async with asyncio.timeout(30):
+        await rounds.service.wait(view.number, poll_s=0.02)
+    await rounds.label(4)
+    rounds.bench.clock.tick(minutes=2)
+    await rounds.service.tick()
+    assert len(rounds.service.list()) == 1, "the interval has not passed"
+    rounds.bench.clock.tick(minutes=9)
+    await rounds.service.tick()
+    assert len(rounds.service.list()) == 2
+
+
+async def test_a_disabled_schedule_starts_nothing(rounds: Rounds) -> None:
+    rounds.service.set_schedule(replace(SCHEDULE, enabled=False), actor="ann")
+    await rounds.label(5)
+    rounds.bench.clock.tick(hours=2)
+    await rounds.service.tick()
+    assert rounds.service.list() == []
+    assert rounds.service.status().next_run_at is None
+
+
+async def test_a_boot_marks_what_was_cut_off_and_sweeps_what_nobody_names(rounds: Rounds) -> None:
+    rounds.plays("hang")
+    await rounds.label(6)
+    started = rounds.service.start(trigger="ann")
+    async with asyncio.timeout(20):
+        while rounds.service.get(started.number).status is not RoundStatus.RUNNING:
+            await asyncio.sleep(0.02)
+    paths = rounds.bench.settings.paths
+    orphan = paths.version("v9")
+    orphan.mkdir(parents=True)
+    boot.reconcile(rounds.bench.database, paths, now=rounds.bench.clock)
+    assert rounds.service.get(started.number).status is RoundStatus.INTERRUPTED
+    assert not orphan.exists()
+
+
+async def test_a_process_that_lost_its_lease_cannot_promote(rounds: Rounds) -> None:
+    """Frozen past the lease's end while its worker finished: the successor's token is newer."""
+    rounds.plays("slow")
+    await rounds.label(6)
+    started = rounds.service.start(trigger="ann")
+    async with asyncio.timeout(20):
+        while rounds.service.get(started.number).status is not RoundStatus.RUNNING:
+            await asyncio.sleep(0.01)
+        rounds.bench.clock.tick(minutes=5)
+        with rounds.bench.database.write() as session:
+            taken = leases.acquire(NAME, "successor", ttl_s=60, now=rounds.bench.clock(), session=session)
+        view = await rounds.service.wait(started.number, poll_s=0.02)
+    assert taken is not None and taken.token == 2
+    assert view.status is RoundStatus.FAILED
+    assert "lost to another process" in view.reason
+    assert rounds.bench.deployment.live() == "base"
+
+
+async def test_training_settings_come_from_the_model_size_until_someone_sets_them(rounds: Rounds) -> None:
+    assert rounds.service.training_settings() == TrainSettings()
+    mine = TrainSettings(beta=0.2, loss="ipo")
+    rounds.service.set_training_settings(mine, actor="ann")
+    await rounds.label(2)
+    assert (await rounds.train()).settings == mine
+    rounds.service.set_training_settings(None, actor="ann")
+    assert rounds.service.training_settings() == TrainSettings()
+
+
+async def test_unknown_rounds_and_versions_are_not_found(rounds: Rounds) -> None:
+    with pytest.raises(NotFound):
+        rounds.service.get(7)
+    with pytest.raises(NotFound):
+        await rounds.bench.deployment.promote("v7", actor="ann")
+
+
+@pytest.mark.parametrize(
+    "schedule", [replace(SCHEDULE, interval_minutes=0), replace(SCHEDULE, min_new_pairs=0)]
+)
+async def test_a_schedule_out_of_range_is_refused(rounds: Rounds, schedule: ScheduleView) -> None:
+    with pytest.raises(BadInput, match="expected 1 to"):
+        rounds.service.set_schedule(schedule, actor="ann")
+    assert rounds.service.schedule() == SCHEDULE
