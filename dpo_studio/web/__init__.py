@@ -1,0 +1,1 @@
+"""HTTP: REST and OpenAI-compatible routes and the outer gate."""
