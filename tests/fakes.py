@@ -44,6 +44,7 @@ class FakeEngine:
         self._open = asyncio.Event()
         self._open.set()
         self.state = "ready"
+        self.model_sha256 = "sha256:model"
 
     @property
     def status(self) -> EngineStatus:
@@ -51,7 +52,7 @@ class FakeEngine:
             state=self.state,  # type: ignore[arg-type]
             detail="fake",
             model="fake",
-            model_sha256="sha256:model" if self.state == "ready" else "",
+            model_sha256=self.model_sha256 if self.state == "ready" else "",
             tokenizer_sha256="sha256:tokenizer",
             device="cpu",
             dtype="float32",

@@ -109,6 +109,8 @@ class RoundJob:
     """Prompts whose sampled answers tell the gate about the candidate's health."""
     chat_template: str | None = None
     device: str = "auto"
+    dtype: str = "auto"
+    """As the engine's: log-probabilities must come from the numbers that people's answers come from."""
     threads: int = 0
     """CPU threads for torch; 0 lets the worker choose."""
     code_version: str = ""

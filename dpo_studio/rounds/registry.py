@@ -80,10 +80,7 @@ def publish(
 def verify(folder: Path) -> Manifest:
     """Re-derive everything the manifest of a published folder claims. Raises ModelError."""
     check_names(folder, ADAPTER_FILES | {VERSION_MANIFEST})
-    try:
-        manifest = from_json(Manifest, read_json(folder / VERSION_MANIFEST), where=VERSION_MANIFEST)
-    except (OSError, ValueError, RecursionError, BadInput) as error:
-        raise ModelError(f"{folder}: expected a valid {VERSION_MANIFEST}, found {error}") from error
+    manifest = read_manifest(folder)
     if manifest.version != folder.name:
         raise ModelError(f"{folder}: expected the manifest of {folder.name}, found {manifest.version[:40]!r}")
     found = _hashes(folder)
@@ -95,6 +92,14 @@ def verify(folder: Path) -> Manifest:
         )
     check_adapter(folder, beside=frozenset({VERSION_MANIFEST}))
     return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """What a published folder says of itself, unchecked. Raises ModelError when it cannot be read."""
+    try:
+        return from_json(Manifest, read_json(folder / VERSION_MANIFEST), where=VERSION_MANIFEST)
+    except (OSError, ValueError, RecursionError, BadInput) as error:
+        raise ModelError(f"{folder}: expected a valid {VERSION_MANIFEST}, found {error}") from error
 
 
 def sweep(paths: StoragePaths, *, named: Collection[str]) -> list[Path]:

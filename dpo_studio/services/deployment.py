@@ -21,6 +21,7 @@ from dpo_studio.domain.chat import (
     SampleFinished,
     SamplingParams,
 )
+from dpo_studio.domain.version import Manifest
 from dpo_studio.errors import Conflict, EngineUnavailable, ModelError, NotFound
 from dpo_studio.paths import StoragePaths
 from dpo_studio.rounds import registry
@@ -51,13 +52,24 @@ class DeploymentService:
         self._smoke_prompts = tuple(smoke_prompts)
         self._now = now
         self._promoting = asyncio.Lock()
+        self._trained_on: dict[str, Manifest] = {}
         self._on_swap: list[Callable[[str], None]] = []
         with database.read() as session:
             self._live = versions.get_live(session=session)
 
     def live(self) -> str:
-        """Name of the live version."""
-        return self._live.version
+        """Name of the version that answers.
+
+        Where the pointer stands, but for a storage that is served with other base weights than the live
+        version was trained on: then base answers, and the pointer waits for its model to come back.
+        """
+        name = self._live.version
+        return BASE if self._belongs_elsewhere(name) else name
+
+    def trouble(self) -> str:
+        """Why the pointer's version does not answer; empty when it does."""
+        name = self._live.version
+        return self._elsewhere_sentence(name) if self._belongs_elsewhere(name) else ""
 
     def resolve(self, name: str) -> str:
         """A concrete version name. Raises NotFound for names that were never published."""
@@ -68,8 +80,8 @@ class DeploymentService:
         return name
 
     def folders_to_serve(self) -> dict[str, Path]:
-        """What a freshly started engine must load: the live version's folder, nothing for base."""
-        name = self.live()
+        """What a freshly started engine must load: the pointer's version, nothing for base."""
+        name = self._live.version
         return {} if name == BASE else {name: self._paths.version(name)}
 
     def on_swap(self, callback: Callable[[str], None]) -> None:
@@ -114,7 +126,7 @@ class DeploymentService:
         async with self._promoting:
             version = self.resolve(name)
             before = self._live
-            if version == before.version and within is None:
+            if version == before.version == self.live() and within is None:
                 return version
             if version != BASE:
                 await self._load(version)
@@ -139,14 +151,24 @@ class DeploymentService:
 
     async def _load(self, version: str) -> None:
         folder = self._paths.version(version)
-        manifest = await asyncio.to_thread(registry.verify, folder)
-        served = self._engine.status.model_sha256
-        if served and manifest.model_sha256 != served:
-            raise ModelError(
-                f"{version} was trained on {manifest.model}, which is not the model being served; "
-                f"start the studio with --model {manifest.model} to use it"
-            )
+        await asyncio.to_thread(registry.verify, folder)
+        if self._belongs_elsewhere(version):
+            raise ModelError(self._elsewhere_sentence(version))
         await self._engine.load(version, folder)
+
+    def _belongs_elsewhere(self, version: str) -> bool:
+        served = self._engine.status.model_sha256
+        if version == BASE or not served:
+            return False
+        if version not in self._trained_on:
+            self._trained_on[version] = registry.read_manifest(self._paths.version(version))
+        return self._trained_on[version].model_sha256 != served
+
+    def _elsewhere_sentence(self, version: str) -> str:
+        return (
+            f"{version} was trained on other base weights ({self._trained_on[version].model}) than those served "
+            "now, so it cannot answer; start the studio with its model, or train a new version"
+        )
 
     async def _smoke(self, version: str) -> None:
         """A few greedy tokens from the loaded version: a broken one must fail here, not before people."""

@@ -89,6 +89,7 @@ class RoundPreparation:
             probe_prompts=self._probe_prompts,
             chat_template=str(template.resolve()) if template else None,
             device=self._settings.device,
+            dtype=self._settings.dtype,
             code_version=__version__,
         )
 

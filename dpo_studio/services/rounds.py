@@ -167,7 +167,7 @@ class RoundService:
             round=self._view(current) if current else None,
             next_run_at=next_due(now, last, schedule.interval_minutes) if schedule.enabled else None,
             storage=self._storage,
-            detail=(trouble := self._write_trouble()),
+            detail=(trouble := self._write_trouble()) or self._deployment.trouble(),
             database_ok=not trouble,
         )
 

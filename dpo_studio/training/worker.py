@@ -65,6 +65,7 @@ def train_round(paths: RoundPaths, progress: ProgressLog, cancellation: Cancella
         base = load_base(
             job.model,
             device=fabric.device,
+            dtype=job.dtype,
             chat_template=job.chat_template,
             on_progress=lambda fraction, _: progress.report("loading", round(100 * fraction), 100),
         )

@@ -12,7 +12,7 @@ import pytest
 
 from dpo_studio.domain.preference import Choice
 from dpo_studio.domain.round import RoundStatus, TrainSettings
-from dpo_studio.errors import BadInput, Conflict, EngineUnavailable, NotFound
+from dpo_studio.errors import BadInput, Conflict, EngineUnavailable, ModelError, NotFound
 from dpo_studio.rounds import registry
 from dpo_studio.rounds.gate import GateThresholds
 from dpo_studio.rounds.launcher import LaunchSettings
@@ -270,6 +270,21 @@ async def test_a_process_that_lost_its_lease_cannot_promote(rounds: Rounds) -> N
     assert view.status is RoundStatus.FAILED
     assert "lost to another process" in view.reason
     assert rounds.bench.deployment.live() == "base"
+
+
+async def test_base_answers_while_the_storage_is_served_with_another_model(rounds: Rounds) -> None:
+    await rounds.label(6)
+    await rounds.train()
+    deployment, engine = rounds.bench.deployment, rounds.bench.engine
+    engine.model_sha256 = "sha256:another"
+    assert deployment.live() == "base"
+    assert "other base weights" in rounds.service.status().detail
+    with pytest.raises(ModelError, match="other base weights"):
+        await deployment.promote("v1", actor="ann")
+    view = await rounds.bench.labeling.next_ready("ann", said("hello"))
+    assert rounds.bench.labeling.vote("ann", view.id, Choice.A).version_a == "base"
+    engine.model_sha256 = "sha256:model"
+    assert deployment.live() == "v1", "the pointer had stayed where it was"
 
 
 async def test_training_settings_come_from_the_model_size_until_someone_sets_them(rounds: Rounds) -> None:

@@ -1,0 +1,139 @@
+"""From conversations to batches: token ids, loss weights, documents of like length side by side."""
+
+from __future__ import annotations
+
+import random
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from tokenizers import Encoding
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from dpo_studio.starter.corpus import Conversation
+from dpo_studio.starter.tokenizer import ASSISTANT, CONTEXT, END, SYSTEM, USER
+
+POINT_WEIGHT = 3.0  # of the tokens that decide the content; the rest is mostly style, whose chance is meant
+POINT_TOKENS = 3
+_LIST_MARK = re.compile(r"(?:- |\d\. )$")
+POOL = 4096  # documents sorted by length at a time
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents side by side.
+
+    ids: (batch, seq) int64, padded right. weights: (batch, seq) float32, 0 on padding.
+    subjects: (batch, seq) int64, what the answer that begins or runs here is about, -1 elsewhere.
+    """
+
+    ids: Tensor
+    weights: Tensor
+    subjects: Tensor
+
+
+class Document(NamedTuple):
+    """A conversation as tokens: ids, weights as targets, and subjects, each of the same length."""
+
+    ids: list[int]
+    weights: list[float]
+    subjects: list[int]
+
+
+class Encoder:
+    """Token ids and loss weights of a conversation; contents are tokenised apart from the control tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, contents: Mapping[str, Sequence[str]]) -> None:
+        """Take the subjects in order, each with its sentences."""
+        self._backend = tokenizer.backend_tokenizer
+        self._control = {
+            role: self._backend.token_to_id(token)
+            for role, token in (("system", SYSTEM), ("user", USER), ("assistant", ASSISTANT))
+        }
+        self._subjects = {subject: number for number, subject in enumerate(contents)}
+        self._contents = {subject: _any_of(texts) for subject, texts in contents.items()}
+        self._end = self._backend.token_to_id(END)
+
+    def encode(self, conversations: Sequence[Conversation]) -> list[Document]:
+        """Each conversation as a document, cut at the context length."""
+        texts = [
+            text.lower() if role == "user" else text for item in conversations for role, text in item.turns
+        ]
+        encoded = iter(self._backend.encode_batch(texts, add_special_tokens=False))
+        return [self._join(item, encoded) for item in conversations]
+
+    def _join(self, item: Conversation, encoded: Iterator[Encoding]) -> Document:
+        document = Document([], [], [])
+        subjects = iter(item.subjects)
+        for role, text in item.turns:
+            encoding = next(encoded)
+            length = len(encoding.ids)
+            document.ids.extend([self._control[role], *encoding.ids, self._end])
+            if role == "assistant":
+                subject = next(subjects)
+                document.weights.extend([0.0, *_weights(text, encoding, self._contents[subject]), 1.0])
+                document.subjects.extend([self._subjects[subject]] * (length + 2))
+            else:
+                document.weights.extend([0.0] * (length + 2))
+                document.subjects.extend([-1] * (length + 2))
+        return Document(*(values[:CONTEXT] for values in document))
+
+
+def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
+    """Any of these sentences, whatever the case of its first letter; matches nothing where there are none."""
+    longest_first = sorted({text for text in texts if text}, key=len, reverse=True)
+    return re.compile("|".join(f"(?:.{re.escape(text[1:])})" for text in longest_first) or r"(?!)")
+
+
+def _weights(text: str, encoding: Encoding, contents: re.Pattern[str]) -> list[float]:
+    """One a token, more where a content point begins, since there the model decides what to speak about.
+
+    Not at the first word of a sentence: garnish can stand there too, and unequal weights would change how often.
+    """
+    weights = [1.0] * len(encoding.ids)
+    starts = [end for _, end in encoding.offsets]
+    for match in contents.finditer(text):
+        first = bisect_right(starts, match.start())
+        if text[match.start()].isupper() and not _LIST_MARK.search(text, 0, match.start()):
+            first += 1
+        for at in range(first, min(first + POINT_TOKENS, len(weights))):
+            weights[at] = POINT_WEIGHT
+    return weights
+
+
+def batches(stream: Iterator[Conversation], encoder: Encoder, seed: int, tokens: int) -> Iterator[Batch]:
+    """An endless stream as batches of about `tokens` tokens; deterministic by seed."""
+    rng = random.Random(seed)
+    while True:
+        documents = sorted(encoder.encode(list(islice(stream, POOL))), key=lambda document: len(document.ids))
+        groups = _grouped(documents, tokens)
+        rng.shuffle(groups)
+        for group in groups:
+            yield _padded(group)
+
+
+def _grouped(documents: list[Document], tokens: int) -> list[list[Document]]:
+    groups: list[list[Document]] = [[]]
+    for document in documents:
+        if groups[-1] and (len(groups[-1]) + 1) * len(document.ids) > tokens:
+            groups.append([])
+        groups[-1].append(document)
+    return groups
+
+
+def _padded(group: list[Document]) -> Batch:
+    width = max(len(document.ids) for document in group)
+    ids = torch.zeros(len(group), width, dtype=torch.int64)
+    weights = torch.zeros(len(group), width)
+    subjects = torch.full((len(group), width), -1, dtype=torch.int64)
+    for row, document in enumerate(group):
+        length = len(document.ids)
+        ids[row, :length] = torch.tensor(document.ids)
+        weights[row, :length] = torch.tensor(document.weights)
+        subjects[row, :length] = torch.tensor(document.subjects)
+    return Batch(ids, weights, subjects)

@@ -1,0 +1,245 @@
+"""Generate conversations: deterministic by seed, endless, and cheap (thousands a second).
+
+A conversation is a list of (role, text) pairs ending with the assistant. The user's text is lower case
+already, as the chat template lowers it.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from dpo_studio.starter import answers, phrases
+from dpo_studio.starter.library import OUTSIDE, Entity, Topic, read_slots, read_topics, subject_of
+from dpo_studio.starter.noise import as_typed, nonsense, with_strangers
+from dpo_studio.starter.style import Style, draw_style
+
+OUTSIDE_SHARE = 0.10
+SECOND_TURN_SHARE = 0.22
+SYSTEM_SHARE = 0.06
+STREWN_SHARE = 0.30  # of the prompts carry everyday words that mean nothing here
+LOOSE_SHARE = 0.45  # of the templated prompts: loose fragments around the key word
+# Topics with many bindings (gift for whom, which word) need more turns than small talk.
+WEIGHTS = {"smalltalk": 0.9, "stories": 1.1, "words": 1.2, "food": 1.2, "plants_pets": 1.1, "advice": 1.0}
+Turn = tuple[str, str]
+
+
+class Line(NamedTuple):
+    """A turn with what it is about; only the assistant's lines have a subject."""
+
+    role: str
+    text: str
+    subject: str = ""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns; what each answer is about; the topic and style of the first answer, kept for the tests.
+
+    subjects: one per assistant turn, "food/pasta" or "outside".
+    """
+
+    turns: tuple[Turn, ...]
+    subjects: tuple[str, ...]
+    topic: str
+    style: Style
+
+
+class Corpus:
+    """The generator; one instance a process, since reading the topic files is the slow part."""
+
+    def __init__(self) -> None:
+        self.topics = read_topics()
+        self._outside = read_slots("outside")
+        self._strangers = read_slots("unknown")
+        self._topic_weights = [WEIGHTS.get(topic.key, 1.0) for topic in self.topics]
+
+    def contents(self) -> dict[str, list[str]]:
+        """Everything an answer can be about, in a fixed order, each with the sentences of that subject."""
+        contents: dict[str, list[str]] = {OUTSIDE: []}
+        for topic in self.topics:
+            for entity in topic.entities:
+                texts = [point.text for point in entity.points] + entity.whys + entity.examples
+                texts += [line for lines in entity.story.values() for line in lines]
+                contents[subject_of(topic, entity)] = [
+                    *texts,
+                    *map(answers.contract, texts),
+                    *entity.questions,
+                ]
+        return contents
+
+    def conversations(self, seed: int) -> Iterator[Conversation]:
+        """An endless stream; the same seed gives the same stream."""
+        rng = random.Random(seed)
+        while True:
+            yield self.conversation(rng)
+
+    def questions(self, seed: int) -> Iterator[Conversation]:
+        """First prompts alone, each with an empty answer and its subject: cheap lessons in reading."""
+        rng = random.Random(seed)
+        while True:
+            style = draw_style(rng)
+            if rng.random() < OUTSIDE_SHARE:
+                lines = [
+                    Line("user", self._typed(self.outside_prompt(rng), rng)),
+                    Line("assistant", "", OUTSIDE),
+                ]
+                yield _conversation(lines, OUTSIDE, style)
+                continue
+            topic, entity = self._draw_entity(rng)
+            ask = self._typed(self.inside_prompt(entity, rng), rng)
+            lines = [Line("user", ask), Line("assistant", "", subject_of(topic, entity))]
+            yield _conversation(lines, topic.key, style)
+
+    def conversation(self, rng: random.Random) -> Conversation:
+        """One conversation of one to three exchanges."""
+        style = draw_style(rng)
+        turns: list[Line] = []
+        if rng.random() < SYSTEM_SHARE:
+            turns.append(Line("system", rng.choice(phrases.SYSTEM)))
+        if rng.random() < OUTSIDE_SHARE:
+            turns += self._outside_turns(style, rng)
+            if rng.random() < 0.12:
+                turns += self._inside_turns(draw_style(rng), rng)[1]
+            return _conversation(turns, OUTSIDE, style)
+        topic, exchange = self._inside_turns(style, rng)
+        turns += exchange
+        if rng.random() < 0.05:
+            turns += self._outside_turns(draw_style(rng), rng)
+        elif rng.random() < 0.06:
+            turns += self._inside_turns(draw_style(rng), rng)[1]
+        return _conversation(turns, topic.key, style)
+
+    def outside_prompt(self, rng: random.Random) -> str:
+        """A prompt that the model should decline."""
+        return re.sub(
+            r"\{(\w+)\}", lambda slot: self._slot(slot.group(1), rng), rng.choice(self._outside["ask"])
+        )
+
+    def inside_prompt(self, entity: Entity, rng: random.Random) -> str:
+        """A prompt for this entity: a template around one of its key words, or one of its own prompts."""
+        if entity.cues and rng.random() < LOOSE_SHARE:
+            return _loose_prompt(entity.fragments, rng.choice(entity.cues), rng)
+        own = entity.asks and (not entity.templates or rng.random() < 0.5)
+        if own:
+            return rng.choice(entity.asks)
+        key = rng.choice(entity.keys) if rng.random() < 0.6 else entity.keys[0]
+        if "{x}" in key:
+            key = key.replace("{x}", self._stranger(entity.group, rng))
+        if entity.fragments and not entity.cues and rng.random() < LOOSE_SHARE:
+            return _loose_prompt(entity.fragments, key, rng)
+        return rng.choice(entity.templates).replace("{k}", key)
+
+    def _inside_turns(self, style: Style, rng: random.Random) -> tuple[Topic, list[Line]]:
+        topic, entity = self._draw_entity(rng)
+        points = answers.pick_points(entity, style.points, rng) if entity.points else []
+        turns = [
+            Line("user", self._typed(self.inside_prompt(entity, rng), rng)),
+            Line("assistant", answers.compose(topic, entity, style, points, rng), subject_of(topic, entity)),
+        ]
+        if rng.random() < SECOND_TURN_SHARE:
+            turns += self._follow_up(topic, entity, [point.text for point in points], rng)
+            if rng.random() < 0.15:
+                turns += self._follow_up(topic, entity, [], rng)
+        return topic, turns
+
+    def _typed(self, prompt: str, rng: random.Random) -> str:
+        if rng.random() < STREWN_SHARE:
+            prompt = with_strangers(prompt, self._strangers["common"], rng)
+        return as_typed(prompt, rng)
+
+    def _draw_entity(self, rng: random.Random) -> tuple[Topic, Entity]:
+        topic = rng.choices(self.topics, self._topic_weights)[0]
+        return topic, rng.choice(topic.entities)
+
+    def _outside_turns(self, style: Style, rng: random.Random) -> list[Line]:
+        ask = self._typed(self.outside_prompt(rng), rng)
+        return [Line("user", ask), Line("assistant", answers.compose_outside(style, rng), OUTSIDE)]
+
+    def _follow_up(self, topic: Topic, entity: Entity, used: list[str], rng: random.Random) -> list[Line]:
+        style = draw_style(rng)
+        kind = rng.choices(
+            ("more", "why", "shorter", "longer", "example", "list", "thanks"),
+            (0.28, 0.2, 0.2, 0.1, 0.08, 0.06, 0.08),
+        )[0]
+        if topic.key == "stories" and kind in ("why", "example", "list"):
+            kind = "more"
+        if not entity.examples and kind == "example":
+            kind = "more"
+        if not topic.allows_lists and kind == "list":
+            kind = "thanks"
+        if kind == "thanks":
+            topic, entity = self._welcome()
+        ask, answer = self._react(kind, topic, entity, used, style, rng)
+        ask = as_typed(ask, rng) if rng.random() < 0.3 else ask + rng.choice(("", "", "?", "!", "."))
+        return [Line("user", ask), Line("assistant", answer, subject_of(topic, entity))]
+
+    def _react(
+        self, kind: str, topic: Topic, entity: Entity, used: list[str], style: Style, rng: random.Random
+    ) -> tuple[str, str]:
+        if kind == "why":
+            return rng.choice(phrases.WHY), answers.compose_reason(topic, entity, style, rng)
+        if kind == "example":
+            return rng.choice(phrases.GIVE_EXAMPLE), answers.compose_example(topic, entity, style, rng)
+        if kind == "thanks":
+            points = answers.pick_points(entity, min(style.points, 2), rng)
+            return rng.choice(phrases.THANKS), answers.compose(topic, entity, _no_example(style), points, rng)
+        if kind == "more":
+            points = answers.pick_points(entity, style.points, rng, avoid=used) if entity.points else []
+            return rng.choice(phrases.MORE), answers.compose(topic, entity, style, points, rng)
+        if kind == "shorter":
+            style = _shortened(style)
+            same = [point for point in entity.points if point.text in used[:1]] or entity.points[:1]
+            return rng.choice(phrases.SHORTER), answers.compose(topic, entity, style, same, rng)
+        ask = rng.choice(phrases.AS_LIST if kind == "list" else phrases.LONGER)
+        style = _lengthened(style, listed=kind == "list" or style.listed)
+        points = answers.pick_points(entity, style.points, rng) if entity.points else []
+        return ask, answers.compose(topic, entity, style, points, rng)
+
+    def _welcome(self) -> tuple[Topic, Entity]:
+        small = next(topic for topic in self.topics if topic.key == "smalltalk")
+        return small, next(entity for entity in small.entities if "thanks" in entity.keys)
+
+    def _stranger(self, group: str, rng: random.Random) -> str:
+        return rng.choice(self._strangers[group]) if rng.random() < 0.85 else nonsense(rng)
+
+    def _slot(self, name: str, rng: random.Random) -> str:
+        if name == "n":
+            return str(rng.randint(2, 9) if rng.random() < 0.3 else rng.randint(10, 3000))
+        if name == "x":
+            return rng.choice(self._strangers["outside"]) if rng.random() < 0.5 else nonsense(rng)
+        return rng.choice(self._outside[name])
+
+
+def _conversation(lines: list[Line], topic: str, style: Style) -> Conversation:
+    return Conversation(
+        turns=tuple((line.role, line.text) for line in lines),
+        subjects=tuple(line.subject for line in lines if line.role == "assistant"),
+        topic=topic,
+        style=style,
+    )
+
+
+def _loose_prompt(fragments: dict[str, list[str]], key: str, rng: random.Random) -> str:
+    """Fragments around the key word, as people type: grammar is not promised, the cues are."""
+    shapes = fragments.get(
+        "joined", ["{pre} {k} {post}", "{pre} {k}", "{k} {post}", "{pre} {k}, {post}", "{k}, {post}"]
+    )
+    shape = rng.choice(shapes)
+    pre, post = rng.choice(fragments["pre"]), rng.choice(fragments["post"])
+    return shape.replace("{pre}", pre).replace("{post}", post).replace("{k}", key)
+
+
+def _no_example(style: Style) -> Style:
+    return replace(style, example=False, reason=False)
+
+
+def _shortened(style: Style) -> Style:
+    return replace(style, points=1, reason=False, example=False, listed=False, warm=False)
+
+
+def _lengthened(style: Style, *, listed: bool) -> Style:
+    return replace(style, points=max(3, style.points), listed=listed)

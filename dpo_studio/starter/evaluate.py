@@ -1,0 +1,169 @@
+"""Measure the starter and write its sample sheet: `python -m dpo_studio.starter.evaluate`.
+
+The prompts are phrased unlike the corpus templates. Figures come from `checker`; the whole sheet goes to
+`docs/starter-samples.md`, because a figure nobody has read beside its samples is worth little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dpo_studio import tastes
+from dpo_studio.starter import model_dir
+from dpo_studio.starter.checker import Checker, Verdict
+from dpo_studio.starter.library import OUTSIDE, read_topics
+from dpo_studio.starter.sampling import Sampler
+
+_HERE = Path(__file__).resolve().parent
+Turns = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A hand-written prompt: its user turns, the entities that may answer, what a second turn asks for."""
+
+    messages: tuple[str, ...]
+    accept: tuple[str, ...]
+    second: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer with its verdict; `first` is the first answer of a two-turn conversation."""
+
+    item: Item
+    text: str
+    ended: bool
+    verdict: Verdict
+    first: str = ""
+
+
+def main() -> None:
+    """Sample, judge, print the table, write the sheet."""
+    parser = argparse.ArgumentParser(description="Sample sheet of the starter model.")
+    parser.add_argument("--model", type=Path, default=model_dir())
+    parser.add_argument("--out", type=Path, default=_HERE.parents[1] / "docs" / "starter-samples.md")
+    parser.add_argument("--temperature", type=float, default=0.9)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    checker, sampler = Checker(read_topics()), Sampler(args.model)
+    rounds = [run(sampler, checker, args.temperature) for _ in range(2)]
+    table = figures(rounds[0], rounds[1], checker)
+    args.out.write_text(sheet(table, rounds), encoding="utf-8")
+    sys.stdout.write("\n".join(f"{name:44} {value}" for name, value in table) + f"\nsheet: {args.out}\n")
+
+
+def read_items() -> list[Item]:
+    """The evaluation prompts in file order."""
+    lines = (_HERE / "eval_prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [Item(tuple(row["messages"]), tuple(row["accept"]), row.get("second", "")) for row in rows]
+
+
+def run(sampler: Sampler, checker: Checker, temperature: float) -> list[Sample]:
+    """One answer to every prompt; two-turn prompts get theirs after the model's own first answer."""
+    items = read_items()
+    firsts = sampler.answer([[("user", item.messages[0])] for item in items], temperature)
+    double = [index for index, item in enumerate(items) if item.second]
+    turns: list[Turns] = [
+        [("user", items[i].messages[0]), ("assistant", firsts[i][0]), ("user", items[i].messages[1])]
+        for i in double
+    ]
+    seconds = dict(zip(double, sampler.answer(turns, temperature), strict=True))
+    samples = []
+    for index, item in enumerate(items):
+        text, ended = seconds.get(index, firsts[index])
+        first = firsts[index][0] if item.second else ""
+        samples.append(Sample(item, text, ended, checker.judge(text, item.accept), first))
+    return samples
+
+
+def figures(samples: Sequence[Sample], again: Sequence[Sample], checker: Checker) -> list[tuple[str, str]]:
+    """The table: names and values, both rounds of samples counted."""
+    both = [*samples, *again]
+    single = [s for s in both if not s.item.second]
+    inside = [s for s in single if OUTSIDE not in s.item.accept]
+    outside = [s for s in single if OUTSIDE in s.item.accept]
+    double = [s for s in both if s.item.second]
+    words = sum(len(s.text.split()) for s in both)
+    rows = [
+        ("prompts (answers)", f"{len(samples)} ({len(both)})"),
+        ("on topic, strictly", _share([s.verdict.on_topic for s in inside])),
+        ("out of scope handled", _share([s.verdict.on_topic for s in outside])),
+        ("in-scope prompts refused", _share([OUTSIDE in s.verdict.owners for s in inside])),
+        ("second turn as asked", _share([second_turn_ok(s, checker) for s in double])),
+        ("ended by itself", _share([s.ended for s in both])),
+        ("looping or repeating a clause", _share([s.verdict.looping for s in both])),
+        ("answers with an invented word", _share([bool(s.verdict.invented) for s in both])),
+        ("invented words among all words", f"{sum(len(s.verdict.invented) for s in both) / words:.2%}"),
+        ("answers with a novel sentence (read these)", _share([bool(s.verdict.novel) for s in both])),
+        (
+            "two samples differ",
+            _share([_differ(a.text, b.text) for a, b in zip(samples, again, strict=True)]),
+        ),
+        ("mean words", f"{words / len(both):.1f}"),
+    ]
+    texts = [s.text for s in both]
+    return rows + [(f"taste: {name}", f"{tastes.measure(name, texts):.0%}") for name in tastes.taste_names()]
+
+
+def second_turn_ok(sample: Sample, checker: Checker) -> bool:
+    """Whether the second answer does what the second turn asked for."""
+    kind, words = sample.item.second, len(sample.text.split())
+    if not sample.verdict.on_topic:
+        return False
+    if kind == "short":
+        return words <= max(20, len(sample.first.split()) - 1)
+    if kind in ("why", "example"):
+        return checker.has_kind(sample.text, kind)
+    return kind not in ("more", "story") or sample.text != sample.first
+
+
+def sheet(table: Sequence[tuple[str, str]], rounds: Sequence[Sequence[Sample]]) -> str:
+    """The whole sheet as Markdown; answers that the checker flags are marked."""
+    lines = [
+        "# Sample sheet of the starter model",
+        "",
+        "Made by `python -m dpo_studio.starter.evaluate`.",
+        "",
+    ]
+    lines += ["| figure | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in table), ""]
+    for pair in zip(*rounds, strict=True):
+        item = pair[0].item
+        lines += [f"### {' → '.join(item.messages)}", ""]
+        for sample in pair:
+            flag = _flags(sample)
+            first = f"_({sample.first.replace(chr(10), ' / ')})_ → " if sample.first else ""
+            lines += [f"- {flag}{first}{sample.text.replace(chr(10), ' / ')}"]
+        lines.append("")
+    return "\n".join(lines) + "\n"
+
+
+def _flags(sample: Sample) -> str:
+    marks = [] if sample.verdict.on_topic else [f"OFF: {', '.join(sample.verdict.owners) or 'nothing'}"]
+    marks += [f"novel: {'; '.join(sample.verdict.novel)}"] if sample.verdict.novel else []
+    marks += ["repeats"] if sample.verdict.looping else []
+    return f"**[{' · '.join(marks)}]** " if marks else ""
+
+
+def _differ(a: str, b: str) -> bool:
+    """Visibly: less than four fifths of the words in common."""
+    left, right = set(re.findall(r"\w+", a.lower())), set(re.findall(r"\w+", b.lower()))
+    return len(left & right) < 0.8 * max(len(left | right), 1)
+
+
+def _share(flags: Sequence[bool]) -> str:
+    return f"{sum(flags) / max(len(flags), 1):.1%} of {len(flags)}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Gradio pages. They call services and render; they hold no state."""

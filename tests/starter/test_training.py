@@ -1,0 +1,103 @@
+"""The recipe's parts: weights of the loss, the schedule, Muon's step."""
+
+from __future__ import annotations
+
+import math
+import random
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import LlamaForCausalLM
+
+from dpo_studio.starter import model_dir
+from dpo_studio.starter.batches import POINT_TOKENS, POINT_WEIGHT, Encoder, batches
+from dpo_studio.starter.corpus import Conversation, Corpus
+from dpo_studio.starter.fast_loss import weighted_loss
+from dpo_studio.starter.muon import Muon, orthogonalise
+from dpo_studio.starter.style import draw_style
+from dpo_studio.starter.tokenizer import load_tokenizer
+from dpo_studio.starter.train import Plan, Progress, rate_scale
+
+
+def _plan(minutes: float, decay: float) -> Plan:
+    return Plan(Path("w"), Path("o"), minutes, decay, 1, 512, 0.02, 0.004, 60.0, False)
+
+
+def test_only_the_assistant_counts_fully() -> None:
+    encoder = Encoder(
+        load_tokenizer(model_dir()), {"other": [], "smalltalk/hello": ["it is good to hear from you"]}
+    )
+    turns = (("user", "Hello THERE"), ("assistant", "Hi, it is good to hear from you."))
+    conversation = Conversation(turns, ("smalltalk/hello",), "smalltalk", draw_style(random.Random(1)))
+    ids, weights, subjects = encoder.encode([conversation])[0]
+    answer = weights[-11:]  # Hi , it is good to hear from you . <|end|>
+    assert answer == [1.0, 1.0, *[POINT_WEIGHT] * POINT_TOKENS, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert set(weights[:-11]) == {0.0}
+    assert subjects == [-1] * (len(ids) - 12) + [1] * 12
+
+
+def test_batches_are_deterministic_and_padded_with_weight_zero() -> None:
+    encoder = Encoder(load_tokenizer(model_dir()), Corpus().contents())
+    first, second = (list(islice(batches(Corpus().conversations(5), encoder, 5, 1024), 3)) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a.ids, b.ids)
+        assert a.ids.shape == a.weights.shape
+        assert a.ids.numel() <= 1024 or a.ids.size(0) == 1
+        assert bool((a.weights[a.ids == 0] == 0).all())
+
+
+def test_the_fast_loss_is_that_of_transformers() -> None:
+    model = LlamaForCausalLM.from_pretrained(model_dir(), dtype=torch.float32)
+    corpus = Corpus()
+    encoder = Encoder(load_tokenizer(model_dir()), corpus.contents())
+    batch = next(batches(corpus.conversations(5), encoder, 5, 512))
+    with torch.no_grad():
+        ours, _ = weighted_loss(model, batch)
+        logits = model(input_ids=batch.ids).logits[:, :-1]
+        losses = functional.cross_entropy(logits.flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none")
+    weights = batch.weights[:, 1:].flatten()
+    theirs = (losses * weights).sum() / weights.sum()
+    assert float(ours) == pytest.approx(float(theirs), rel=0.02)  # ours computes in bfloat16
+
+
+def test_the_reader_counts_only_where_an_answer_stands() -> None:
+    model = LlamaForCausalLM.from_pretrained(model_dir(), dtype=torch.float32)
+    corpus = Corpus()
+    encoder = Encoder(load_tokenizer(model_dir()), corpus.contents())
+    batch = next(batches(corpus.conversations(5), encoder, 5, 512))
+    reader = torch.nn.Linear(model.config.hidden_size, len(corpus.contents()))
+    torch.nn.init.zeros_(reader.weight)
+    torch.nn.init.zeros_(reader.bias)
+    _, reading = weighted_loss(model, batch, reader=reader)
+    assert float(reading.detach()) == pytest.approx(math.log(len(corpus.contents())), rel=1e-4)
+
+
+@pytest.mark.parametrize(("spent", "expected"), [(30.0, 1.0), (45.0, 0.5), (60.0, 0.0)])
+def test_rates_fall_to_zero_by_the_clock(spent: float, expected: float) -> None:
+    assert rate_scale(Progress(step=500, spent_s=spent), _plan(1.0, 0.5)) == pytest.approx(expected)
+
+
+def test_rates_warm_up() -> None:
+    assert rate_scale(Progress(step=9), _plan(1.0, 0.5)) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 24), (3, 24, 8)])
+def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+    assert values.min() > 0.5 and values.max() < 1.5
+
+
+def test_muon_steps_down_a_slope() -> None:
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(8, 8))
+    optimizer = Muon([weight], lr=0.05)
+    before = float(weight.detach().square().sum())
+    for _ in range(20):
+        weight.square().sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+    assert float(weight.detach().square().sum()) < before

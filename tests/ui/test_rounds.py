@@ -1,0 +1,198 @@
+"""Rounds: what the page offers in each state, who acts, and that reasons stay text."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dpo_studio.domain.round import RoundStatus, Verdict
+from dpo_studio.errors import BadInput, ModelError
+from dpo_studio.services.views import ScheduleView, StudioStatus, VersionView
+from dpo_studio.ui.rounds_page import NUM_OUTPUTS, RoundsHandlers
+from dpo_studio.ui.rounds_screen import (
+    render_history,
+    render_next,
+    render_rounds,
+    render_versions,
+    schedule_of,
+)
+from tests.ui.fakes import FAKE_VERDICT, READY, SCHEDULE, World, fake_round
+from tests.ui.payloads import PAYLOADS
+from tests.ui.test_markup import Seen
+
+STATUS = StudioStatus("base", READY, 12, SCHEDULE, None, None, "/tmp")
+V1 = VersionView("v1", 1, datetime(2026, 1, 1, tzinfo=UTC), False, True, 40, 0.7)
+BASE = VersionView("base", None, None, True, True, 0, None)
+
+
+@pytest.fixture
+def handlers(studio: Any) -> RoundsHandlers:
+    return RoundsHandlers(studio.rounds, studio.deployment)
+
+
+def pressed(action: str, name: str) -> Any:
+    return SimpleNamespace(_data={"action": action, "name": name})
+
+
+def text_of(html: str) -> str:
+    return Seen(html).text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, "starts by itself after 18 more"),
+        ({"new_pairs": 30}, "Enough for a round"),
+        ({"round": fake_round(4, num_pairs=48)}, "Round 4 learns from 48 pairs"),
+        ({"new_pairs": 1}, "1 new pair since"),
+        ({"schedule": replace(SCHEDULE, enabled=False)}, "only when you press Train now"),
+        ({"round": fake_round(4, status=RoundStatus.WAITING)}, "Round 4 waits for your decision"),
+        (
+            {"new_pairs": 40, "next_run_at": datetime(2026, 1, 1, 9, 30, tzinfo=UTC)},
+            "it starts after 2026-01-01 09:30 UTC",
+        ),
+    ],
+)
+def test_the_next_round_is_told_in_a_sentence(change: dict[str, Any], words: str) -> None:
+    assert words in text_of(render_next(replace(STATUS, **change)))
+
+
+def test_train_now_rests_while_a_round_is_active_and_cancel_names_it() -> None:
+    screen = render_rounds(replace(STATUS, round=fake_round(7)), [], [])
+    assert (screen.can_train, screen.active_round, screen.can_roll_back) == (False, 7, False)
+    idle = render_rounds(replace(STATUS, live="v1"), [], [])
+    assert (idle.can_train, idle.active_round, idle.can_roll_back) == (True, None, True)
+
+
+def test_every_version_but_the_live_one_can_be_made_live() -> None:
+    buttons = [attributes for tag, attributes in Seen(render_versions([BASE, V1])).tags if tag == "button"]
+    assert [(button["data-action"], button["data-name"]) for button in buttons] == [("promote", "v1")]
+
+
+@pytest.mark.parametrize("status", list(RoundStatus))
+def test_only_a_waiting_round_asks_for_a_decision(status: RoundStatus) -> None:
+    seen = Seen(render_history([fake_round(3, status=status, version="v3")]))
+    actions = [attributes["data-action"] for tag, attributes in seen.tags if tag == "button"]
+    assert actions == (["approve", "reject"] if status is RoundStatus.WAITING else [])
+
+
+def test_a_failed_round_shows_its_reason() -> None:
+    view = fake_round(3, status=RoundStatus.FAILED, reason="The loss became NaN at step 12")
+    assert "The loss became NaN at step 12" in text_of(render_history([view]))
+
+
+def test_a_round_shows_pairs_accuracy_and_each_check() -> None:
+    view = fake_round(
+        3,
+        status=RoundStatus.REJECTED,
+        num_pairs=49,
+        verdict=Verdict(False, FAKE_VERDICT.reasons),
+        metrics={"heldout/rewards/accuracies": 0.714},
+    )
+    text = text_of(render_history([view]))
+    assert "49 pairs · 71 % of 7 held-out pairs ranked right" in text
+    assert "Stopped by the gate: 3 checks" in text
+    assert all(reason in text for reason in FAKE_VERDICT.reasons)
+
+
+def test_without_rounds_the_page_says_what_to_do() -> None:
+    assert "Vote on some pairs" in text_of(render_history([]))
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_no_payload_becomes_an_element_of_the_history(payload: str) -> None:
+    plain = fake_round(
+        1, status=RoundStatus.FAILED, reason="x", trigger="x", version="x", verdict=Verdict(False, ("x",))
+    )
+    hostile = replace(
+        plain, reason=payload, trigger=payload, version=payload, verdict=Verdict(False, (payload,))
+    )
+    assert Seen(render_history([hostile])).tags == Seen(render_history([plain])).tags
+
+
+@pytest.mark.parametrize(
+    ("interval", "pairs", "gate"), [(1.5, 3, "auto"), (None, 3, "auto"), (5, "x", "auto"), (5, 3, "none")]
+)
+def test_a_form_that_is_no_schedule_is_refused(interval: Any, pairs: Any, gate: Any) -> None:
+    with pytest.raises(BadInput):
+        schedule_of(True, interval, pairs, gate)
+
+
+def test_train_now_starts_a_round_under_the_callers_name(
+    handlers: RoundsHandlers, world: World, request_of_ann: Any
+) -> None:
+    world.new_pairs = 5
+    update = handlers.train(request_of_ann)
+    assert update[0] == "Round 1 has started&#46;"
+    assert world.rounds[0].trigger == "ann"
+    assert len(update) == NUM_OUTPUTS
+
+
+def test_train_now_without_pairs_is_a_sentence(handlers: RoundsHandlers, request_of_ann: Any) -> None:
+    assert "expected at least one pair" in handlers.train(request_of_ann)[0]
+
+
+def test_cancel_reads_the_number_from_its_button(handlers: RoundsHandlers, world: World) -> None:
+    world.rounds.append(fake_round(1))
+    handlers.cancel("Cancel round 1")
+    assert world.rounds[0].status is RoundStatus.CANCELLED
+    assert "expected its number" in handlers.cancel("Cancel round -1 <b>")[0]
+
+
+def test_the_schedule_is_saved_whole_or_not_at_all(
+    handlers: RoundsHandlers, world: World, request_of_ann: Any
+) -> None:
+    handlers.save(False, 10, 25, "manual", request_of_ann)
+    assert world.schedule == ScheduleView(False, 10, 25, "manual")
+    assert "interval" in handlers.save(True, 0, 25, "auto", request_of_ann)[0]
+    assert world.schedule == ScheduleView(False, 10, 25, "manual")
+    assert handlers.schedule() == (False, 10, 25, "manual")
+
+
+@pytest.mark.parametrize(
+    ("action", "name", "call"),
+    [
+        ("promote", "v1", ("promote", "v1", "ann")),
+        ("approve", "1", ("approve", 1, "ann")),
+        ("reject", "1", ("reject", 1, "ann")),
+    ],
+)
+async def test_a_button_on_the_page_acts_under_the_callers_name(
+    handlers: RoundsHandlers, world: World, request_of_ann: Any, action: str, name: str, call: tuple[Any, ...]
+) -> None:
+    world.versions.append(V1)
+    world.rounds.append(fake_round(1, status=RoundStatus.WAITING, version="v1"))
+    update = await handlers.act(pressed(action, name), request_of_ann)
+    assert call in world.calls
+    assert len(update) == NUM_OUTPUTS
+
+
+@pytest.mark.parametrize(
+    "event",
+    [pressed("delete", "v1"), pressed("approve", "x"), SimpleNamespace(_data=None), pressed("promote", "v9")],
+)
+async def test_a_forged_button_is_a_sentence_and_changes_nothing(
+    handlers: RoundsHandlers, world: World, request_of_ann: Any, event: Any
+) -> None:
+    update = await handlers.act(event, request_of_ann)
+    assert "expected" in update[0]
+    assert world.live == "base"
+
+
+async def test_a_broken_version_stays_down_and_says_why(
+    handlers: RoundsHandlers, world: World, request_of_ann: Any
+) -> None:
+    world.fail_with = ModelError("v1 answered a smoke prompt with nothing")
+    update = await handlers.act(pressed("promote", "v1"), request_of_ann)
+    assert "answered a smoke prompt with nothing" in update[0]
+    assert world.live == "base"
+
+
+async def test_roll_back_goes_to_the_version_before(
+    handlers: RoundsHandlers, world: World, request_of_ann: Any
+) -> None:
+    world.live = "v1"
+    assert (await handlers.roll_back(request_of_ann))[0] == "base is live again&#46;"
+    assert "Nothing to roll back" in (await handlers.roll_back(request_of_ann))[0]
