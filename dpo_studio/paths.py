@@ -31,6 +31,11 @@ class StoragePaths:
         """Gradio's temporary files; private to the studio, safe to delete when it is not running."""
         return self.root / "cache"
 
+    @property
+    def reference_cache(self) -> Path:
+        """Reference log-probabilities kept across rounds; safe to delete at any time."""
+        return self.root / "reference"
+
     def round(self, number: int) -> "RoundPaths":
         return RoundPaths(self.rounds / f"{number:04d}")
 

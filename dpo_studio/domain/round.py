@@ -10,7 +10,7 @@ from typing import Literal
 
 from dpo_studio.errors import BadInput
 
-LossName = Literal["sigmoid", "ipo"]
+LossName = Literal["sigmoid", "ipo", "hinge", "robust"]
 
 
 class RoundStatus(StrEnum):
@@ -41,10 +41,15 @@ class TrainSettings:
     beta: float = 0.1
     """Strength of the pull towards the reference (Rafailov et al. 2023, eq. 7)."""
     label_smoothing: float = 0.0
-    """Assumed share of flipped labels (conservative DPO); 0 is plain DPO."""
+    """Assumed share of flipped labels: of conservative DPO with the sigmoid loss (0 is plain DPO), of robust
+    DPO with the robust loss."""
+    length_normalised: bool = False
+    """Divide every log-ratio by its response's tokens (TRL's form of ipo). The papers sum."""
+    ld_alpha: float = 1.0
+    """Length desensitisation: weight of what a response has beyond the length of the other; 1 is none."""
     sft_weight: float = 0.0
     """Weight of the mean negative log-likelihood of the chosen response."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """For the starter model; models above 100M parameters want about 5e-5, above 1B 1e-5."""
     epochs: int = 4
     batch_size: int = 8
@@ -68,6 +73,8 @@ class TrainSettings:
         _positive("lora_rank", self.lora_rank, 512)
         _positive("lora_alpha", self.lora_alpha, 4096)
         _positive("max_length", self.max_length, 131_072)
+        if not 0 <= self.ld_alpha <= 1:
+            raise BadInput(f"ld_alpha: expected 0 to 1, found {self.ld_alpha}")
         if not 0 <= self.label_smoothing < 0.5:
             raise BadInput(f"label_smoothing: expected 0 to below 0.5, found {self.label_smoothing}")
         if not 0 <= self.warmup_ratio < 1:
@@ -113,6 +120,8 @@ class RoundJob:
     """As the engine's: log-probabilities must come from the numbers that people's answers come from."""
     threads: int = 0
     """CPU threads for torch; 0 lets the worker choose."""
+    reference_cache: str | None = None
+    """Folder of reference log-probabilities kept across rounds; None keeps none."""
     code_version: str = ""
 
 
@@ -165,6 +174,8 @@ class RoundReport:
     candidate_probe: ProbeSummary | None
     base_probe: ProbeSummary | None
     adapter_sha256: dict[str, str]
+    layout: str = ""
+    """How pairs were laid out for the model, and why not more cheaply: sentences for people."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,13 @@
 """Token ids of pairs, and their layout for one forward pass.
 
 The layout here is the plain one: a row per response, padded on the right. Everything that scores
-responses reads only `Batch`, so another layout (packed, prefix-shared) is another function returning one.
-The shift by one (a token is predicted at the position before it) is made here and nowhere else.
+responses reads only `Batch`, so another layout (`packing`) is another function returning one. The shift by
+one (a token is predicted at the position before it) is made where a batch is laid out and nowhere else.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,39 @@ class TokenPair:
 
 
 @dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of one row's tokens: causal in itself, after all of an earlier run of the same row."""
+
+    start: int
+    length: int
+    prefix_start: int = 0
+    prefix_length: int = 0
+    """0: it sees only itself."""
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+
+class SegmentTable:
+    """The segments of one row, in order and without gaps, and what attention derives from them once.
+
+    Lives as long as its batch, so that the layers of a forward share the masks and indices.
+    """
+
+    __slots__ = ("derived", "segments")
+
+    def __init__(self, segments: tuple[Segment, ...]) -> None:
+        self.segments = segments
+        self.derived: dict[Any, Any] = {}
+        """Whatever `segment_attention` keeps here; nothing else reads it."""
+
+    @property
+    def num_tokens(self) -> int:
+        return self.segments[-1].end
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Sequences laid out for one forward, and where their response tokens are predicted.
 
@@ -59,6 +93,10 @@ class Batch:
     """(tokens,) int64: the response tokens, sequence after sequence."""
     lengths: tuple[int, ...]
     """Response tokens of each sequence, in order; they sum to `tokens`."""
+    position_ids: Tensor | None = None
+    """(rows, seq) int64; None: every row counts from 0."""
+    segments: SegmentTable | None = None
+    """Who sees whom in the only row; None: every row is causal from its start."""
 
 
 def pad_sequences(sequences: Sequence[TokenSequence], device: torch.device) -> Batch:

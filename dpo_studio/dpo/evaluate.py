@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from dpo_studio.domain.round import TrainSettings
-from dpo_studio.dpo.batches import TokenPair, pad_pairs
+from dpo_studio.dpo.batches import TokenPair
 from dpo_studio.dpo.failures import TrainingCancelled
+from dpo_studio.dpo.layouts import PADDED, Layout, pair_logps
 from dpo_studio.dpo.logps import ResponseScorer
 from dpo_studio.dpo.losses import preference_losses
 from dpo_studio.dpo.memory import MemoryBudget
@@ -21,6 +22,8 @@ def score_pairs(
     pairs: Sequence[TokenPair],
     budget: MemoryBudget,
     *,
+    layout: Layout = PADDED,
+    tail_weight: float = 1.0,
     world: World | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     on_scored: Callable[[int], None] = lambda _: None,
@@ -41,13 +44,13 @@ def score_pairs(
             if world.size == 1 and should_stop():
                 raise TrainingCancelled
             rows = [share[index] for index in group]
-            batch = pad_pairs([pairs[row] for row in rows], device)
-            logps[rows] = scorer.sequence_logps(batch).view(-1, 2).cpu().double()
+            scored = pair_logps(scorer, [pairs[row] for row in rows], layout, tail_weight=tail_weight)
+            logps[rows] = scored.cpu()
             num_scored += len(group)
             on_scored(num_scored)
         return logps
 
-    logps = budget.run([len(pairs[row]) for row in share], score)
+    logps = budget.run([layout.size(pairs[row]) for row in share], score, layout=layout)
     if world.agree(should_stop(), device):
         raise TrainingCancelled
     if world.size == 1:
@@ -64,10 +67,11 @@ def evaluate(
     """
     if not pairs:
         return {}
-    losses = preference_losses(policy - reference, settings)
+    lengths = response_lengths(pairs)
+    losses = preference_losses(policy - reference, settings, lengths)
     return {
         "loss": float(losses.mean()),
-        **preference_metrics(policy, reference, response_lengths(pairs), beta=settings.beta),
+        **preference_metrics(policy, reference, lengths, beta=settings.beta),
     }
 
 

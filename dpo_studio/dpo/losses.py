@@ -1,9 +1,9 @@
 """Preference losses as pure functions of log-probabilities, one value per pair.
 
 Notation: a response's log-ratio is r = log π(y|x) − log π_ref(y|x), summed over response tokens and not
-divided by length; the margin of a pair is h = r(chosen) − r(rejected). Nothing here reduces over pairs:
-the trainer divides by the number of pairs of the whole optimiser step, so that splitting a step into
-micro-batches of any sizes changes nothing.
+divided by length unless the settings say so; the margin of a pair is h = r(chosen) − r(rejected). Nothing
+here reduces over pairs: the trainer divides by the number of pairs of the whole optimiser step, so that
+splitting a step into micro-batches of any sizes changes nothing.
 """
 
 import torch
@@ -14,20 +14,29 @@ from dpo_studio.domain.round import TrainSettings
 from dpo_studio.errors import BadInput
 
 
-def preference_losses(log_ratios: Tensor, settings: TrainSettings) -> Tensor:
+def preference_losses(log_ratios: Tensor, settings: TrainSettings, lengths: Tensor | None = None) -> Tensor:
     """The loss that `settings` name, per pair.
 
-    log_ratios: (pairs, 2), columns chosen and rejected. Returns (pairs,). Raises BadInput for an option
-    that the named loss would ignore.
+    log_ratios, lengths: (pairs, 2), columns chosen and rejected; lengths in tokens, needed only where the
+    settings divide by them. Returns (pairs,). Raises BadInput for an option that the named loss would ignore.
     """
+    if settings.length_normalised:
+        if lengths is None:
+            raise ValueError("lengths: expected the shape (pairs, 2) to normalise by, found None")
+        log_ratios = log_ratios / lengths
+    h, beta, smoothing = margins(log_ratios), settings.beta, settings.label_smoothing
+    if smoothing and settings.loss in ("ipo", "hinge"):
+        raise BadInput(
+            f"label_smoothing: expected 0 with the {settings.loss} loss, which has no smoothed form,"
+            f" found {smoothing}; use the sigmoid loss"
+        )
     if settings.loss == "ipo":
-        if settings.label_smoothing:
-            raise BadInput(
-                "label_smoothing: expected 0 with the ipo loss, which has no smoothed form,"
-                f" found {settings.label_smoothing}; use the sigmoid loss"
-            )
-        return ipo_losses(margins(log_ratios), beta=settings.beta)
-    return dpo_losses(margins(log_ratios), beta=settings.beta, label_smoothing=settings.label_smoothing)
+        return ipo_losses(h, beta=beta)
+    if settings.loss == "hinge":
+        return hinge_losses(h, beta=beta)
+    if settings.loss == "robust":
+        return robust_losses(h, beta=beta, label_smoothing=smoothing)
+    return dpo_losses(h, beta=beta, label_smoothing=smoothing)
 
 
 def margins(log_ratios: Tensor) -> Tensor:
@@ -37,25 +46,44 @@ def margins(log_ratios: Tensor) -> Tensor:
     return log_ratios[:, 0] - log_ratios[:, 1]
 
 
-def dpo_losses(h: Tensor, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
+def dpo_losses(h: Tensor, *, beta: float, label_smoothing: float | Tensor = 0.0) -> Tensor:
     """−(1−ε)·log σ(βh) − ε·log σ(−βh).
 
     ε = 0 is DPO (Rafailov et al. 2023, arXiv 2305.18290, eq. 7). ε > 0 is conservative DPO (Mitchell 2023,
-    "A note on DPO with noisy preferences"): the expected DPO loss when a share ε of labels is flipped.
-    h: (pairs,). Returns (pairs,).
+    "A note on DPO with noisy preferences"): the expected DPO loss when a share ε of labels is flipped. As a
+    tensor it is each pair's own probability that the rejected response is the better one: a soft label.
+    h, label_smoothing: (pairs,). Returns (pairs,).
     """
     kept = -F.logsigmoid(beta * h)
-    if not label_smoothing:
+    if not isinstance(label_smoothing, Tensor) and not label_smoothing:
         return kept
     flipped = -F.logsigmoid(-beta * h)
     return (1 - label_smoothing) * kept + label_smoothing * flipped
 
 
-def ipo_losses(h: Tensor, *, beta: float) -> Tensor:
-    """(h − 1/(2β))², on summed log-probabilities (Azar et al. 2023, arXiv 2310.12036, eq. 17; β is its τ).
+def robust_losses(h: Tensor, *, beta: float, label_smoothing: float) -> Tensor:
+    """[−(1−ε)·log σ(βh) + ε·log σ(−βh)] / (1−2ε), robust DPO (Chowdhury et al. 2024, arXiv 2403.00409).
 
-    Some trainers divide h by the response length first; the paper does not, and neither is done here.
+    Unbiased: its expectation over labels flipped with probability ε is the DPO loss of the true labels.
+    Unbounded below, unlike conservative DPO. h: (pairs,). Returns (pairs,).
+    """
+    kept, flipped = -F.logsigmoid(beta * h), -F.logsigmoid(-beta * h)
+    return ((1 - label_smoothing) * kept - label_smoothing * flipped) / (1 - 2 * label_smoothing)
+
+
+def hinge_losses(h: Tensor, *, beta: float) -> Tensor:
+    """max(0, 1 − βh) (SLiC's rank loss with DPO's rewards; Zhao et al. 2023, arXiv 2305.10425, eq. 1).
+
     h: (pairs,). Returns (pairs,).
+    """
+    return F.relu(1 - beta * h)
+
+
+def ipo_losses(h: Tensor, *, beta: float) -> Tensor:
+    """(h − 1/(2β))² (Azar et al. 2023, arXiv 2310.12036, eq. 17; β is its τ).
+
+    On summed log-probabilities, as in the paper; the length-normalised form of some trainers is the same
+    function of an h made from per-token means. h: (pairs,). Returns (pairs,).
     """
     return (h - 1 / (2 * beta)) ** 2
 

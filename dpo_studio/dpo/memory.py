@@ -1,4 +1,4 @@
-"""How many padded tokens one forward may hold, and what to do when that was too many."""
+"""How many tokens one forward may hold, padding included, and what to do when that was too many."""
 
 import gc
 from collections.abc import Callable, Sequence
@@ -6,8 +6,8 @@ from typing import TypeVar
 
 import torch
 
-from dpo_studio.dpo.batches import plan_micro_batches
 from dpo_studio.dpo.failures import TrainingFailed
+from dpo_studio.dpo.layouts import PADDED, Layout
 
 T = TypeVar("T")
 
@@ -30,20 +30,24 @@ class MemoryBudget:
         """A good first budget."""
         return cls(CPU_MAX_TOKENS if device.type == "cpu" else GPU_MAX_TOKENS)
 
-    def run(self, sizes: Sequence[int], work: Callable[[list[list[int]]], T]) -> T:
+    def run(
+        self, sizes: Sequence[int], work: Callable[[list[list[int]]], T], *, layout: Layout = PADDED
+    ) -> T:
         """`work(groups)` over pairs of these sizes; called again with smaller groups when memory runs out.
 
-        `work` must start from nothing each time. Raises TrainingFailed when smaller does not help.
+        sizes: as `layout.size` counts them. `work` must start from nothing each time. Raises
+        TrainingFailed when smaller does not help.
         """
         while True:
-            groups = plan_micro_batches(sizes, self.max_tokens, rows_each=2)
+            groups = layout.plan(sizes, self.max_tokens)
             try:
                 return work(groups)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
             # Outside the handler: until it ends, the traceback keeps the failed batch's tensors alive.
-            self._halve([len(group) for group in groups], [2 * len(g) * sizes[g[0]] for g in groups])
+            tokens = [layout.num_tokens([sizes[index] for index in group]) for group in groups]
+            self._halve([len(group) for group in groups], tokens)
 
     def _halve(self, pairs: list[int], tokens: list[int]) -> None:
         if self.num_halvings == _MAX_HALVINGS or max(pairs) == 1:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from dpo_studio.domain.round import TrainSettings
-from dpo_studio.dpo.batches import TokenPair, pad_pairs
+from dpo_studio.dpo.batches import TokenPair
 from dpo_studio.dpo.evaluate import response_lengths
 from dpo_studio.dpo.failures import TrainingCancelled, TrainingFailed
+from dpo_studio.dpo.layouts import PADDED, Layout, pair_logps
 from dpo_studio.dpo.logps import ResponseScorer
 from dpo_studio.dpo.losses import preference_losses, sft_losses
 from dpo_studio.dpo.memory import MemoryBudget
@@ -44,16 +45,21 @@ class Trainer:
         reference: Tensor,
         settings: TrainSettings,
         *,
+        layout: Layout = PADDED,
         budget: MemoryBudget | None = None,
         world: World | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """reference: (pairs, 2) float64, summed log-probabilities of the reference on `pairs`."""
+        """reference: (pairs, 2) float64, summed log-probabilities of the reference on `pairs`.
+
+        They must come from `layout`, with the settings' `ld_alpha` as their tail weight.
+        """
         if not pairs:
             raise TrainingFailed("Training needs at least one pair, and there is none; label some more")
         self._scorer = scorer
         self._pairs = pairs
         self._settings = settings
+        self._layout = layout
         self._budget = budget or MemoryBudget()
         self._world = world or World()
         self._should_stop = should_stop
@@ -89,8 +95,9 @@ class Trainer:
             group["lr"] = learning_rate
         share = list(self._world.share(batch))
         sums = self._budget.run(
-            [len(self._pairs[index]) for index in share],
+            [self._layout.size(self._pairs[index]) for index in share],
             lambda groups: self._accumulate([[share[i] for i in group] for group in groups], len(batch)),
+            layout=self._layout,
         )
         grad_norm = self._synchronise_and_clip()
         names = list(sums)
@@ -112,11 +119,14 @@ class Trainer:
             ("loss", *METRIC_NAMES), torch.zeros((), dtype=self._reference.dtype, device=self._device)
         )
         for group in groups:
-            policy = self._scorer.sequence_logps(
-                pad_pairs([self._pairs[index] for index in group], self._device)
-            ).view(-1, 2)
+            policy = pair_logps(
+                self._scorer,
+                [self._pairs[index] for index in group],
+                self._layout,
+                tail_weight=self._settings.ld_alpha,
+            )
             reference, lengths = self._reference[group], self._lengths[group]
-            losses = preference_losses(policy - reference, self._settings)
+            losses = preference_losses(policy - reference, self._settings, lengths)
             if self._settings.sft_weight:
                 losses = losses + self._settings.sft_weight * sft_losses(policy[:, 0], lengths[:, 0])
             (losses.sum() / num_pairs).backward()  # type: ignore[no-untyped-call]

@@ -83,6 +83,8 @@ def _parsed(lines: Iterable[str], parse: Callable[[str], T]) -> Iterator[tuple[i
             yield number, parse(line)
         except BadInput as error:
             raise BadInput(f"line {number}: {error}; nothing was imported") from error
+    if rows == 0:
+        raise BadInput("expected at least one line, found none; nothing was imported")
 
 
 def _prompt_of_line(line: str) -> Any:
@@ -97,7 +99,7 @@ def _json(line: str) -> Any:
     except RecursionError:
         raise BadInput("expected JSON of reasonable depth, found deeper nesting") from None
     except ValueError as error:
-        raise BadInput(f"expected one JSON value, found {_short(str(error))}") from None
+        raise BadInput(f"expected one JSON value, found {_short(line.strip())!r} ({error})") from None
 
 
 def _refuse_constant(name: str) -> Any:
@@ -105,4 +107,4 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 120 else f"{text[:117]}..."
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -85,7 +85,7 @@ class DeploymentService:
         return {} if name == BASE else {name: self._paths.version(name)}
 
     def on_swap(self, callback: Callable[[str], None]) -> None:
-        """Call `callback(new live name)` after every flip."""
+        """Call `callback(new live name)` after every flip, in a thread: it may wait for the disk."""
         self._on_swap.append(callback)
 
     def versions(self) -> list[VersionView]:
@@ -133,7 +133,7 @@ class DeploymentService:
             await self._smoke(version)
             await asyncio.to_thread(self._move_pointer, version, before.serial, actor, within)
         for callback in self._on_swap:
-            callback(version)
+            await asyncio.to_thread(callback, version)
         return version
 
     async def rollback(self, *, actor: str) -> str:
@@ -166,8 +166,8 @@ class DeploymentService:
 
     def _elsewhere_sentence(self, version: str) -> str:
         return (
-            f"{version} was trained on other base weights ({self._trained_on[version].model}) than those served "
-            "now, so it cannot answer; start the studio with its model, or train a new version"
+            f"{version} was trained on other base weights ({self._trained_on[version].model}) than those "
+            "served now, so it cannot answer; start the studio with its model, or train a new version"
         )
 
     async def _smoke(self, version: str) -> None:

@@ -4,6 +4,7 @@ Nothing that a browser holds is believed: which side was which, whose comparison
 complete are read from the database in every call.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from datetime import datetime, timedelta
@@ -51,11 +52,11 @@ class LabelingService:
         """
         self._factory.touch(labeler)
         if messages is None:
-            waiting = self.current(labeler) or self._take_ready(labeler)
+            waiting = await asyncio.to_thread(self._waiting, labeler)
             if waiting is not None:
                 yield waiting
                 return
-        order = self._order(labeler, messages, source)
+        order = await asyncio.to_thread(self._order, labeler, messages, source)
         async with aclosing(self._maker.make(order)) as views:
             async for view in views:
                 yield view
@@ -140,6 +141,9 @@ class LabelingService:
         return LabelProgress(
             counts.today, counts.total, counts.team_total, new_pairs, self._min_new_pairs(), ready
         )
+
+    def _waiting(self, labeler: str) -> ComparisonView | None:
+        return self.current(labeler) or self._take_ready(labeler)
 
     def _take_ready(self, labeler: str) -> ComparisonView | None:
         with self._database.write() as session:

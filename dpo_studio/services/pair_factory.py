@@ -14,6 +14,7 @@ from dpo_studio.errors import StudioError
 from dpo_studio.services.comparison_maker import ComparisonMaker, ComparisonOrder
 from dpo_studio.store import comparisons, prompts
 from dpo_studio.store.database import Database
+from dpo_studio.store.prompts import PromptRecord
 
 ACTIVE_FOR = timedelta(minutes=10)
 RETRY_S = 2.0
@@ -54,15 +55,15 @@ class PairFactory:
         """Fill up forever. One comparison at a time, the labeler with the fewest waiting first."""
         self._loop = asyncio.get_running_loop()
         while True:
-            labeler = self._neediest()
-            if labeler is None:
-                await self._wake.wait()
-                self._wake.clear()
-                continue
+            self._wake.clear()
             try:
-                await self._make_one(labeler)
+                labeler = await asyncio.to_thread(self._neediest)
+                if labeler is None:
+                    await self._wake.wait()
+                else:
+                    await self._make_one(labeler)
             except StudioError as error:
-                # The model is restarting or busy with people: they come first, this can wait.
+                # The model is restarting or busy with people, or the disk is: this can wait.
                 logger.debug("no comparison was prepared: %s", error)
                 await asyncio.sleep(RETRY_S)
 
@@ -81,8 +82,7 @@ class PairFactory:
         return labeler if waiting[labeler] < self._ready_pairs else None
 
     async def _make_one(self, labeler: str) -> None:
-        with self._database.read() as session:
-            prompt = prompts.next_prompt(labeler, session=session)
+        prompt = await asyncio.to_thread(self._next_prompt, labeler)
         if prompt is None:
             await asyncio.sleep(RETRY_S)
             return
@@ -92,3 +92,7 @@ class PairFactory:
         async with aclosing(self._maker.make(order)) as views:
             async for _ in views:
                 pass
+
+    def _next_prompt(self, labeler: str) -> PromptRecord | None:
+        with self._database.read() as session:
+            return prompts.next_prompt(labeler, session=session)

@@ -90,6 +90,7 @@ class RoundPreparation:
             chat_template=str(template.resolve()) if template else None,
             device=self._settings.device,
             dtype=self._settings.dtype,
+            reference_cache=str(self._paths.reference_cache),
             code_version=__version__,
         )
 

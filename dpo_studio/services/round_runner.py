@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 from sqlmodel import Session
@@ -65,19 +66,31 @@ class RoundRunner:
         self._worker: WorkerProcess | None = None
         self._progress: StepProgress | None = None
         self._number: int | None = None
+        self._is_cancelled = False
+        self._has_trained = False
+        # One thread, so that steps are saved in order and no commit holds up the event loop.
+        self._scribe = ThreadPoolExecutor(1, thread_name_prefix="round-steps")
 
     def progress(self, number: int) -> StepProgress | None:
         """The running round's latest step; None for any other round."""
         return self._progress if number == self._number else None
 
-    def cancel(self, number: int) -> None:
-        """Ask the worker of a running round to stop within one step. Safe from any thread."""
-        if number == self._number and self._worker is not None:
+    def cancel(self, number: int) -> bool:
+        """Ask the worker of a running round to stop within one step; False when it has no worker any more.
+
+        Safe from any thread; a worker that is just being started is stopped as soon as it is there.
+        """
+        if number != self._number or self._has_trained:
+            return False
+        self._is_cancelled = True
+        if self._worker is not None:
             self._worker.cancel()
+        return True
 
     async def run_one(self, number: int, *, is_gate_manual: Callable[[], bool]) -> None:
         """Take round `number` to its end. Never raises for what can go wrong in a round."""
         self._number, self._progress = number, None
+        self._is_cancelled = self._has_trained = False
         try:
             async with self._lease.held() as hold:
                 outcome = await self._train(number, hold)
@@ -97,18 +110,32 @@ class RoundRunner:
             self._number = self._worker = None
 
     async def _train(self, number: int, hold: LeaseHold) -> WorkerOutcome:
-        with self._database.write() as session:
-            rounds.set_status(number, RoundStatus.RUNNING, lease=hold, now=self._now(), session=session)
+        await asyncio.to_thread(self._set_running, number, hold)
         worker = await WorkerProcess.start(self._paths.round(number), self._launch)
         self._worker = worker
+        if self._is_cancelled:
+            worker.cancel()
         watching = asyncio.create_task(worker.wait(lambda step: self._record(number, step)))
         try:
-            self._remember(number, worker)
+            await asyncio.to_thread(self._remember, number, worker)
             return await watching
         finally:
             # Leaving early, for whatever reason, ends the worker too.
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
+            self._has_trained = True
+            await asyncio.get_running_loop().run_in_executor(self._scribe, lambda: None)
+
+    def _set_running(self, number: int, hold: LeaseHold) -> None:
+        with self._database.write() as session:
+            rounds.set_status(number, RoundStatus.RUNNING, lease=hold, now=self._now(), session=session)
+
+    def _set_gating(self, number: int, hold: LeaseHold, report: RoundReport, verdict: Verdict) -> None:
+        with self._database.write() as session:
+            rounds.set_status(number, RoundStatus.GATING, lease=hold, now=self._now(), session=session)
+            rounds.record_result(
+                number, metrics=report.metrics, verdict=verdict, version=None, session=session
+            )
 
     def _remember(self, number: int, worker: WorkerProcess) -> None:
         if (who := worker.identity) is not None:
@@ -119,20 +146,19 @@ class RoundRunner:
 
     def _record(self, number: int, step: StepProgress) -> None:
         self._progress = step
-        # A full disk costs a point of the curve, not the round.
         if step.metrics:
-            with contextlib.suppress(StorageError, Busy), self._database.write() as session:
-                rounds.add_steps(number, [step], session=session)
+            self._scribe.submit(self._save_step, number, step)
+
+    def _save_step(self, number: int, step: StepProgress) -> None:
+        # A full disk costs a point of the curve, not the round.
+        with contextlib.suppress(StorageError, Busy), self._database.write() as session:
+            rounds.add_steps(number, [step], session=session)
 
     async def _gate(self, number: int, hold: LeaseHold, is_gate_manual: Callable[[], bool]) -> None:
         folder = self._paths.round(number)
         report = from_json(RoundReport, read_json(folder.report))
         verdict = gate.judge(report, self._thresholds)
-        with self._database.write() as session:
-            rounds.set_status(number, RoundStatus.GATING, lease=hold, now=self._now(), session=session)
-            rounds.record_result(
-                number, metrics=report.metrics, verdict=verdict, version=None, session=session
-            )
+        await asyncio.to_thread(self._set_gating, number, hold, report, verdict)
         if not verdict.passed:
             await self._end(number, RoundStatus.REJECTED, _first_failure(verdict))
             return
@@ -183,7 +209,7 @@ class RoundRunner:
             rounds.set_status(
                 number,
                 RoundStatus.PROMOTED,
-                reason=f"{name} is live",
+                reason=f"{name} went live",
                 lease=hold,
                 now=self._now(),
                 session=session,
@@ -195,7 +221,7 @@ class RoundRunner:
         """Write the status, waiting for as long as the disk refuses: a round must not stay "running"."""
         while True:
             try:
-                self._set(number, status, reason)
+                await asyncio.to_thread(self._set, number, status, reason)
                 return
             except (StorageError, Busy):
                 logger.error("round %d: its end could not be saved yet", number)

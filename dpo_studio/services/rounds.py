@@ -13,8 +13,8 @@ from sqlmodel import Session
 
 from dpo_studio.domain.chat import ChatEngine
 from dpo_studio.domain.codec import from_json, to_json
-from dpo_studio.domain.round import RoundStatus, StepProgress, TrainSettings, preset_for
-from dpo_studio.errors import BadInput, Conflict, EngineUnavailable, NotFound, StorageError
+from dpo_studio.domain.round import RoundStatus, StepProgress, preset_for
+from dpo_studio.errors import BadInput, Conflict, EngineUnavailable, NotFound, StudioError
 from dpo_studio.rounds.schedule import is_due, next_due
 from dpo_studio.services.deployment import DeploymentService
 from dpo_studio.services.round_preparation import RoundPreparation
@@ -25,8 +25,9 @@ from dpo_studio.store.database import Database
 from dpo_studio.store.rounds import RoundRecord
 
 SCHEDULE_KEY = "schedule"
-TRAINING_KEY = "training"
+HEARTBEAT_KEY = "heartbeat"
 BY_SCHEDULE = "schedule"
+RETRY_S = 2.0
 logger = logging.getLogger(__name__)
 
 
@@ -70,7 +71,7 @@ class RoundService:
         number = self._preparation.prepare(
             trigger=trigger,
             until=until or self._now() + timedelta(seconds=1),
-            settings=self.training_settings(),
+            settings=preset_for(status.num_parameters),
         )
         self._wake()
         return self.get(number)
@@ -82,8 +83,10 @@ class RoundService:
             raise Conflict(f"round {number}: expected an active round, found it {view.status.value}")
         if view.status is RoundStatus.QUEUED:
             self._finish(number, RoundStatus.CANCELLED, "Cancelled before it started")
-        else:
-            self._runner.cancel(number)
+        elif not self._runner.cancel(number):
+            raise Conflict(
+                f"round {number}: its training has ended and the gate is looking at it; wait a moment"
+            )
         return self.get(number)
 
     async def approve(self, number: int, *, actor: str) -> RoundView:
@@ -138,19 +141,6 @@ class RoundService:
         self._store(SCHEDULE_KEY, to_json(schedule), actor)
         return schedule
 
-    def training_settings(self) -> TrainSettings:
-        """Hyper-parameters of the next round: what was stored, else the preset for the model's size."""
-        with self._database.read() as session:
-            stored = studio_settings.get_setting(TRAINING_KEY, session=session)
-        if stored is not None:
-            return from_json(TrainSettings, stored)
-        return preset_for(self._engine.status.num_parameters)
-
-    def set_training_settings(self, settings: TrainSettings | None, *, actor: str) -> TrainSettings:
-        """Store hyper-parameters for the rounds to come; None goes back to the preset."""
-        self._store(TRAINING_KEY, None if settings is None else to_json(settings), actor)
-        return self.training_settings()
-
     def status(self) -> StudioStatus:
         """The studio at a glance."""
         now = self._now()
@@ -167,49 +157,62 @@ class RoundService:
             round=self._view(current) if current else None,
             next_run_at=next_due(now, last, schedule.interval_minutes) if schedule.enabled else None,
             storage=self._storage,
-            detail=(trouble := self._write_trouble()) or self._deployment.trouble(),
-            database_ok=not trouble,
+            detail=self._deployment.trouble(),
         )
 
     async def tick(self) -> None:
         """Called by the clock: start a round when the interval has passed and enough pairs are new."""
-        schedule = self.schedule()
-        if not schedule.enabled or self._engine.status.state != "ready":
-            return
-        now = self._now()
-        until = now - self._undo_window
-        with self._database.read() as session:
-            if rounds.active_round(session=session) is not None:
-                return
-            last = _last_started(session)
-            new_pairs = pairs.count_new(until=until, session=session)
-        if new_pairs >= schedule.min_new_pairs and is_due(now, last, schedule.interval_minutes):
+        until = self._now() - self._undo_window
+        if await asyncio.to_thread(self._is_round_due, until):
             try:
                 await asyncio.to_thread(self.start, trigger=BY_SCHEDULE, until=until)
             except (Conflict, BadInput) as error:
                 # Somebody pressed "Train now" in between, or every new pair was withdrawn.
                 logger.info("the scheduled round did not start: %s", error)
 
+    def _is_round_due(self, until: datetime) -> bool:
+        schedule = self.schedule()
+        if not schedule.enabled or self._engine.status.state != "ready":
+            return False
+        with self._database.read() as session:
+            if rounds.active_round(session=session) is not None:
+                return False
+            last = _last_started(session)
+            new_pairs = pairs.count_new(until=until, session=session)
+        return new_pairs >= schedule.min_new_pairs and is_due(self._now(), last, schedule.interval_minutes)
+
     async def run(self) -> None:
         """Work off queued rounds until cancelled."""
         self._loop = asyncio.get_running_loop()
         while True:
             self._queued.clear()
-            with self._database.read() as session:
-                queued = rounds.active_round(session=session)
-            # The data's hash is recorded last: before that the round's folder is still being written.
-            if queued is None or queued.status is not RoundStatus.QUEUED or not queued.dataset_sha256:
-                await self._queued.wait()
+            try:
+                number = await asyncio.to_thread(self._next_queued)
+            except StudioError as error:
+                logger.warning("the queue of rounds could not be read: %s", error)
+                await asyncio.sleep(RETRY_S)
                 continue
-            await self._runner.run_one(queued.number, is_gate_manual=lambda: self.schedule().gate == "manual")
+            if number is None:
+                await self._queued.wait()
+            else:
+                await self._runner.run_one(number, is_gate_manual=lambda: self.schedule().gate == "manual")
 
-    def _write_trouble(self) -> str:
-        """Why nothing can be written, or an empty string. Takes the write lock and gives it back."""
+    def write_trouble(self) -> str:
+        """Why nothing can be saved, or an empty string. Saves a line, as only that tells a full disk."""
         try:
-            with self._database.write():
-                return ""
-        except StorageError as error:
+            with self._database.write() as session:
+                studio_settings.put_setting(HEARTBEAT_KEY, self._now().isoformat(), session=session)
+        except StudioError as error:
             return str(error)
+        return ""
+
+    def _next_queued(self) -> int | None:
+        with self._database.read() as session:
+            queued = rounds.active_round(session=session)
+        # The data's hash is recorded last: before that the round's folder is still being written.
+        if queued is None or queued.status is not RoundStatus.QUEUED or not queued.dataset_sha256:
+            return None
+        return queued.number
 
     def _wake(self) -> None:
         if self._loop is not None and not self._loop.is_closed():

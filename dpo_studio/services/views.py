@@ -3,7 +3,7 @@
 A comparison's view is blind: it carries no version names until the vote is in.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
@@ -125,5 +125,5 @@ class StudioStatus:
     """The active round, or one that waits for a person; None otherwise."""
     next_run_at: datetime | None
     storage: str
-    database_ok: bool = True
-    detail: str = field(default="")
+    detail: str = ""
+    """Why the live pointer's version does not answer, when it does not."""

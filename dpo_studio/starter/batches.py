@@ -81,7 +81,7 @@ class Encoder:
             else:
                 document.weights.extend([0.0] * (length + 2))
                 document.subjects.extend([-1] * (length + 2))
-        return Document(*(values[:CONTEXT] for values in document))
+        return Document(document.ids[:CONTEXT], document.weights[:CONTEXT], document.subjects[:CONTEXT])
 
 
 def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
@@ -93,7 +93,7 @@ def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
 def _weights(text: str, encoding: Encoding, contents: re.Pattern[str]) -> list[float]:
     """One a token, more where a content point begins, since there the model decides what to speak about.
 
-    Not at the first word of a sentence: garnish can stand there too, and unequal weights would change how often.
+    Not at the first word of a sentence: garnish can stand there too, and would be made rarer by it.
     """
     weights = [1.0] * len(encoding.ids)
     starts = [end for _, end in encoding.offsets]

@@ -3,9 +3,10 @@
 A round trains on all votes ever given, so its number of steps grows while the useful distance from base
 does not: with a fixed learning rate, longer training first helps and then breaks the model. Every few steps
 this samples short answers, estimates KL(policy ‖ base) per token, and keeps a copy of the adapter while that
-is within a budget; the first time it is not, training ends and the copy is put back. The prompts are best
-those that the gate will ask: off the topics of the votes a model drifts first (0.93 nats on the gate's
-prompts where prompts of the votes showed 0.35).
+is within a budget; the first time it is not, training ends, and the furthest adapter within the budget is
+looked for on the line between that copy and the one that went too far. The prompts are best those that the
+gate will ask: off the topics of the votes a model drifts first (0.93 nats on the gate's prompts where
+prompts of the votes showed 0.35).
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -22,6 +23,8 @@ from dpo_studio.training.probes import kl_per_token, sample_answers
 BUDGET = 0.4
 # On the starter a check takes as long as two steps.
 CHECK_EVERY = 15
+# Halvings of the line: an eighth of the way between two checks is about two steps.
+_HALVINGS = 3
 _NUM_PROMPTS = 12
 _MAX_TOKENS = 48
 
@@ -52,8 +55,10 @@ class DriftGuard:
         self._should_stop = should_stop
         fitting = [prompt for prompt in prompts if len(prompt) + _MAX_TOKENS <= context_length]
         self._prompts = list(dict.fromkeys(fitting))[:_NUM_PROMPTS]
-        self._kept_step: int | None = None
-        self._kept: list[Tensor] = []
+        self._is_kept_healthy = False
+        self._kept_step = 0
+        self._kept = self._copy()
+        self._last_step = 0
         self.is_exceeded = False
 
     def is_due(self, step: int, num_steps: int) -> bool:
@@ -65,17 +70,38 @@ class DriftGuard:
         drift = self._measure()
         # NaN compares false with everything, and must count as too far.
         self.is_exceeded = not drift <= self._budget
+        self._last_step = step
         if not self.is_exceeded:
-            self._kept_step = step
-            self._kept = [parameter.detach().clone() for parameter in self._trained()]
+            self._is_kept_healthy, self._kept_step, self._kept = True, step, self._copy()
         return drift
 
-    @torch.no_grad()
     def restore(self) -> int | None:
-        """Put the last healthy adapter back and return its step; without one, change nothing."""
-        for parameter, kept in zip(self._trained(), self._kept, strict=False):
-            parameter.copy_(kept)
-        return self._kept_step
+        """Put the furthest healthy adapter back and return the step it stands for.
+
+        Looked for between the last healthy one (or where training began) and the present one. Where not even
+        the near end is healthy, nothing is changed and None returned.
+        """
+        near, far = self._kept, self._copy()
+        low, high = 0.0, 1.0
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            self._place(near, far, middle)
+            if self._measure() <= self._budget:
+                low = middle
+            else:
+                high = middle
+        is_found = self._is_kept_healthy or low > 0
+        self._place(near, far, low if is_found else 1.0)
+        return self._kept_step + round(low * (self._last_step - self._kept_step)) if is_found else None
+
+    @torch.no_grad()
+    def _place(self, near: Sequence[Tensor], far: Sequence[Tensor], share: float) -> None:
+        for parameter, start, end in zip(self._trained(), near, far, strict=True):
+            # Not lerp_: its ends are not exact, and the healthy end must come back bit by bit.
+            parameter.copy_(start if share == 0 else end if share == 1 else torch.lerp(start, end, share))
+
+    def _copy(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self._trained()]
 
     def _trained(self) -> list[Tensor]:
         return [parameter for parameter in self._model.parameters() if parameter.requires_grad]

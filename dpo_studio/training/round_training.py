@@ -6,6 +6,7 @@ epoch → probes of the candidate → the adapter, under its final name only whe
 margins are always measured against base, whatever the training's reference, so that versions compare.
 """
 
+import logging
 import math
 import shutil
 import time
@@ -22,13 +23,16 @@ from dpo_studio.domain.round import ProbeSummary, RoundJob, RoundReport
 from dpo_studio.dpo.batches import TokenPair, TokenSequence
 from dpo_studio.dpo.evaluate import evaluate, score_pairs
 from dpo_studio.dpo.failures import TrainingCancelled, TrainingFailed
+from dpo_studio.dpo.layouts import LADDER, PADDED, Layout
+from dpo_studio.dpo.layouts import VERSION as LAYOUT_VERSION
 from dpo_studio.dpo.logps import ResponseScorer
 from dpo_studio.dpo.losses import margins
 from dpo_studio.dpo.memory import MemoryBudget
 from dpo_studio.dpo.metrics import prefixed
+from dpo_studio.dpo.self_check import LayoutChoice, choose_layout
 from dpo_studio.dpo.trainer import Trainer
 from dpo_studio.dpo.world import World
-from dpo_studio.files import publish_folder, sha256_of_tree, temporary_name
+from dpo_studio.files import canonical_json, publish_folder, sha256_of_tree, temporary_name
 from dpo_studio.modeling.adapters import check_adapter_folder, load_lora, new_lora, save_lora
 from dpo_studio.modeling.base_model import BaseModel
 from dpo_studio.modeling.chat_format import ChatFormat
@@ -38,6 +42,9 @@ from dpo_studio.training.job import Assignment
 from dpo_studio.training.lifeline import Cancellation
 from dpo_studio.training.probes import MAX_TOKENS, kl_per_token, sample_answers, summarise
 from dpo_studio.training.progress import ProgressLog
+from dpo_studio.training.reference_cache import ReferenceCache, ReferenceKey
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +72,7 @@ class RoundTraining:
         check_base(self._job, around.base)
         self._num_steps = 0
         self._metrics: dict[str, float] = {}
+        self._layout: Layout = PADDED
         prompts = [tuple(around.chat.prompt_ids([Message("user", p)])) for p in self._job.probe_prompts]
         # Only those that leave room for an answer.
         self._probe_prompts = [p for p in prompts if len(p) + MAX_TOKENS <= around.base.context_length]
@@ -79,13 +87,18 @@ class RoundTraining:
         Raises TrainingFailed or TrainingCancelled, leaving no adapter behind.
         """
         started = time.monotonic()
-        reference = self._score_reference(self._train.pairs)
-        base_heldout = self._score_reference(self._heldout.pairs)
+        choice = self._choose_layout()
+        self._layout = choice.layout
+        reference = self._score_reference(self._train.pairs, self._settings.ld_alpha)
+        base_heldout = self._score_reference(self._heldout.pairs, 1.0)
         base_probe = self._probe_base()
         live_heldout = self._score_live()
         self._model = self._starting_policy()
         if self._settings.reference == "start" and self._starts_from_live:
-            reference = self._score_reference(self._train.pairs)
+            start = sha256_of_tree(Path(str(self._job.start_adapter)))
+            reference = self._score_reference(
+                self._train.pairs, self._settings.ld_alpha, canonical_json(start)
+            )
         heldout = self._fit(reference, base_heldout)
         if live_heldout is not None:
             live = evaluate(live_heldout, base_heldout, self._heldout.pairs, self._settings)
@@ -106,6 +119,7 @@ class RoundTraining:
             candidate_probe=candidate_probe,
             base_probe=base_probe,
             adapter_sha256=self._save(adapter_folder),
+            layout=choice.explain(),
         )
 
     def _encode(self, pairs: Sequence[Any]) -> EncodedPairs:
@@ -117,17 +131,77 @@ class RoundTraining:
             vocabulary=base.model.get_input_embeddings().weight.shape[0],
         )
 
-    def _score_reference(self, pairs: Sequence[TokenPair]) -> Tensor:
-        """Score with the model as it now is, and report how far it is."""
-        progress = self._around.progress
-        return self._score(pairs, lambda done: progress.report("reference", done, len(pairs)))
+    def _choose_layout(self) -> LayoutChoice:
+        """The cheapest layout that is exact for this model, the same one in every process.
 
-    def _score(self, pairs: Sequence[TokenPair], on_scored: Callable[[int], None] = lambda _: None) -> Tensor:
+        Checked with a fresh adapter that is gone afterwards: no other exists yet, and none is needed.
+        """
+        settings, around = self._settings, self._around
+        adapted = new_lora(self._model, settings.lora_rank, settings.lora_alpha, settings.seed)
+        try:
+            choice = choose_layout(adapted, [*self._train.pairs, *self._heldout.pairs])
+        finally:
+            self._model = adapted.unload()
+        rungs = torch.zeros(len(LADDER), device=around.base.device)
+        rungs[LADDER.index(choice.layout)] = 1.0
+        common = LADDER[int(around.world.sum(rungs).nonzero().max())]
+        if common is not choice.layout:
+            choice = LayoutChoice(common, (*choice.reasons, "Another process could not use a cheaper layout"))
+        _LOG.info("%s", choice.explain())
+        return choice
+
+    def _score_reference(
+        self, pairs: Sequence[TokenPair], tail_weight: float, adapter_sha256: str = ""
+    ) -> Tensor:
+        """Score with the model as it now is what no earlier round has, and report how far it is."""
+        around, num_pairs = self._around, len(pairs)
+        cache = self._reference_cache(tail_weight, adapter_sha256)
+        logps = torch.full((num_pairs, 2), math.nan, dtype=torch.float64)
+        if cache is not None:
+            # The main process reads for all, or two could disagree about which pairs are left to score.
+            found = cache.find(pairs) if around.is_main else torch.zeros_like(logps)
+            logps = around.world.sum(found.to(around.base.device)).cpu()
+        missing = logps.isnan().any(dim=1).nonzero().flatten().tolist()
+        num_known = num_pairs - len(missing)
+        around.progress.report("reference", num_known, num_pairs)
+        logps[missing] = self._score(
+            [pairs[index] for index in missing],
+            tail_weight=tail_weight,
+            on_scored=lambda done: around.progress.report("reference", num_known + done, num_pairs),
+        )
+        if cache is not None and around.is_main and missing:
+            cache.keep(pairs, logps)
+        return logps
+
+    def _reference_cache(self, tail_weight: float, adapter_sha256: str) -> ReferenceCache | None:
+        folder, base = self._job.reference_cache, self._around.base
+        if folder is None:
+            return None
+        key = ReferenceKey(
+            model_sha256=base.model_sha256,
+            adapter_sha256=adapter_sha256,
+            dtype=str(base.dtype),
+            device=base.device.type,
+            layout=self._layout.name,
+            layout_version=LAYOUT_VERSION,
+            tail_weight=tail_weight,
+        )
+        return ReferenceCache(Path(folder), key)
+
+    def _score(
+        self,
+        pairs: Sequence[TokenPair],
+        *,
+        tail_weight: float = 1.0,
+        on_scored: Callable[[int], None] = lambda _: None,
+    ) -> Tensor:
         around = self._around
         return score_pairs(
             ResponseScorer(self._model),
             pairs,
             around.budget,
+            layout=self._layout,
+            tail_weight=tail_weight,
             world=around.world,
             should_stop=around.cancellation.requested,
             on_scored=on_scored,
@@ -205,6 +279,7 @@ class RoundTraining:
             self._train.pairs,
             reference,
             self._settings,
+            layout=self._layout,
             budget=around.budget,
             world=around.world,
             should_stop=around.cancellation.requested,

@@ -6,6 +6,7 @@ unchanged under `accelerate launch`, where only the main process writes.
 """
 
 import argparse
+import logging
 import os
 import shutil
 import sys
@@ -41,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     paths = RoundPaths(parser.parse_args(arguments).round_dir.resolve())
     # Set by `accelerate launch`; known before the job, which decides the device, can be read.
     is_main = os.environ.get("RANK", "0") == "0"
+    # To standard error, which the launcher writes to train.log; other libraries keep to their warnings.
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("dpo_studio").setLevel(logging.INFO)
     die_with_stdin()
     cancellation = Cancellation(paths.cancel)
     cancellation.listen()

@@ -30,8 +30,7 @@ from dpo_studio.ui.streams import paced
 from dpo_studio.ui.trouble import sentence_of
 
 Updates = tuple[Any, ...]
-ID_OUTPUT = 3
-"""Place of the comparison's id among the page's outputs."""
+NO_PROMPT = "Write a prompt first."
 UNDONE = "Vote taken back. Choose again."
 
 
@@ -43,19 +42,50 @@ class LabelHandlers:
 
     async def resume(self, request: gr.Request) -> AsyncGenerator[Updates, None]:
         """The comparison left open, else the next one; the sentence on the page stays."""
-        async with aclosing(self._show(None, request)) as updates:
-            async for update in updates:
-                yield update
+        before: LabelScreen | None = None
+        source = self._labeling.stream_next(current_labeler(request))
+        try:
+            async with aclosing(paced(source)) as views:
+                async for view in views:
+                    screen = render_comparison(view)
+                    yield to_updates(screen, before)
+                    before = screen
+        except Exception as error:
+            yield to_updates(render_nothing(sentence_of(error)))
 
     async def ask(self, prompt: str, request: gr.Request) -> AsyncGenerator[Updates, None]:
-        """Two answers to the visitor's own prompt; the box empties once they are on their way."""
-        async with aclosing(self._show((Message("user", str(prompt)),), request)) as updates:
-            is_emptied = False
-            async for update in updates:
-                # Once: the visitor may type the next prompt meanwhile.
-                empties = not is_emptied and bool(update[ID_OUTPUT])
-                yield (*update, "" if empties else gr.skip())
-                is_emptied = is_emptied or empties
+        """Two answers to the visitor's own prompt; the box empties once they are on their way.
+
+        When it fails the prompt stays in the box, or comes back to it, and the pair shown before stays.
+        """
+        text = str(prompt)
+        if not text.strip():
+            yield (*_only_notice(NO_PROMPT), gr.skip())
+            return
+        is_emptied = False
+        try:
+            source = self._labeling.stream_next(current_labeler(request), (Message("user", text),))
+            before: LabelScreen | None = None
+            async with aclosing(paced(source)) as views:
+                async for view in views:
+                    # Until the first word it may still be refused; the pair on the page is worth more.
+                    if before is None and not (view.a or view.b):
+                        continue
+                    screen = render_comparison(view, "")
+                    # Emptied once: the visitor may type the next prompt meanwhile.
+                    yield (*to_updates(screen, before), gr.skip() if is_emptied else "")
+                    before, is_emptied = screen, True
+        except Exception as error:
+            yield (*self._back(sentence_of(error), is_emptied, request), text if is_emptied else gr.skip())
+
+    def _back(self, sentence: str, is_replaced: bool, request: gr.Request) -> Updates:
+        """What the page shows after a failed own prompt: what stood there before, and the reason."""
+        notice = plain_md(sentence)
+        if not is_replaced:
+            return _only_notice(notice)
+        open_pair = self._labeling.current(current_labeler(request))
+        screen = render_comparison(open_pair, notice) if open_pair else render_nothing(sentence)
+        return to_updates(screen)
 
     def voter(self, choice: Choice) -> Callable[[str, gr.Request], Updates]:
         """The handler of one vote button."""
@@ -85,20 +115,6 @@ class LabelHandlers:
         except Exception as error:
             sentence_of(error)
             return ""
-
-    async def _show(
-        self, messages: tuple[Message, ...] | None, request: gr.Request
-    ) -> AsyncGenerator[Updates, None]:
-        before: LabelScreen | None = None
-        source = self._labeling.stream_next(current_labeler(request), messages)
-        try:
-            async with aclosing(paced(source)) as views:
-                async for view in views:
-                    screen = render_comparison(view, "" if messages else None)
-                    yield to_updates(screen, before)
-                    before = screen
-        except Exception as error:
-            yield to_updates(render_nothing(sentence_of(error)))
 
 
 def to_updates(screen: LabelScreen, before: LabelScreen | None = None) -> Updates:

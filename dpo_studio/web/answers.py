@@ -126,6 +126,7 @@ def status_json(status: StudioStatus) -> Json:
             "loaded": list(engine.loaded),
         },
         "storage": status.storage,
+        "detail": status.detail,
     }
 
 

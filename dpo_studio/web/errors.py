@@ -97,6 +97,9 @@ async def _on_studio_error(request: Request, error: Exception) -> JSONResponse:
 async def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        sentence = f"body: expected JSON, found something else at character {first['loc'][-1]}"
+        return error_response(request.url.path, 422, "bad_input", sentence)
     place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
     message = str(first["msg"]).removeprefix("Value error, ")
     return error_response(request.url.path, 422, "bad_input", f"{place or first['loc'][0]}: {message}")

@@ -70,13 +70,12 @@ class HealthRoutes:
     def ready(self, request: Request) -> Response:
         """200 when the database can be written and the model answers, else 503 with the reason."""
         try:
+            trouble = self._studio.rounds.write_trouble()
             status = self._studio.rounds.status()
         except StudioError as error:
-            return error_response(request.url.path, 503, "not_ready", str(error))
-        if not status.database_ok:
-            return error_response(
-                request.url.path, 503, "not_ready", status.detail or "No write to the database"
-            )
+            trouble = str(error)
+        if trouble:
+            return error_response(request.url.path, 503, "not_ready", trouble)
         if status.engine.state != "ready":
             detail = status.engine.detail or f"The model is {status.engine.state}"
             return error_response(request.url.path, 503, "not_ready", detail)

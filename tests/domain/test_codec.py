@@ -59,7 +59,7 @@ def test_a_whole_number_is_a_float_where_one_is_asked() -> None:
         ({"beta": "0.1"}, r"TrainSettings.beta: expected float, found str"),
         ({"epochs": True}, r"TrainSettings.epochs: expected int, found bool"),
         ({"epochs": 1.5}, r"TrainSettings.epochs: expected int, found float"),
-        ({"loss": "kto"}, r"TrainSettings.loss: expected one of \['sigmoid', 'ipo'\], found 'kto'"),
+        ({"loss": "kto"}, r"TrainSettings.loss: expected one of .*'ipo'.*, found 'kto'"),
         ({"beta": -1.0}, "beta: expected above 0"),
         ({"label_smoothing": 0.5}, "label_smoothing"),
         ({"warmup_ratio": 1.0}, "warmup_ratio"),

@@ -23,7 +23,12 @@ def load_tiny(folder: Path, architecture: str = "llama", **overrides: Any) -> An
 def with_lora(model: Any, *, seed: int = 0, dropout: float = 0.0, is_perturbed: bool = False) -> Any:
     """Wrap a model with an adapter; a perturbed one already changes the model."""
     config = LoraConfig(
-        r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=dropout
+        r=4,
+        lora_alpha=8,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        lora_dropout=dropout,
+        fan_in_fan_out=model.config.model_type == "gpt2",
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # peft 0.21 asks for a name that transformers 5.23 has renamed.

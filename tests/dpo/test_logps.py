@@ -9,7 +9,7 @@ import torch
 from dpo_studio.dpo.batches import TokenSequence, pad_sequences
 from dpo_studio.dpo.logps import ResponseScorer
 from tests.dpo.models import CPU, load_tiny, random_pairs, with_lora
-from tests.models import ARCHITECTURES, VOCABULARY
+from tests.models import ARCHITECTURES
 
 # Longer than the sliding windows of the tiny models (8), and of unequal lengths.
 SEQUENCES = [
@@ -57,23 +57,26 @@ def test_chunks_of_the_head_change_neither_scores_nor_gradients(tmp_path: Path) 
     batch = pad_sequences(SEQUENCES, CPU)
     parameters = [p for p in model.parameters() if p.requires_grad]
     results = []
-    for chunk_elements in (2**25, 5 * VOCABULARY):
-        logps = ResponseScorer(model, chunk_elements=chunk_elements).token_logps(batch)
+    for chunk_tokens in (None, 5):
+        logps = ResponseScorer(model, chunk_tokens=chunk_tokens).token_logps(batch)
         results.append((logps.detach(), torch.autograd.grad(logps.sum(), parameters)))
     torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=1e-5)
 
 
-def test_the_head_never_sees_prompt_or_padding(llama: Any) -> None:
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_the_head_never_sees_prompt_or_padding(tmp_path: Path, is_trained: bool) -> None:
+    """A frozen head is multiplied with the response positions directly, so its module sees nothing at all."""
+    model = load_tiny(tmp_path)
+    model.get_output_embeddings().requires_grad_(is_trained)
     seen: list[int] = []
     batch = pad_sequences(SEQUENCES, CPU)
-    scorer = ResponseScorer(llama)
+    scorer = ResponseScorer(model)
     scorer.token_logps(batch)
-    hook = llama.get_output_embeddings().register_forward_hook(
+    model.get_output_embeddings().register_forward_hook(
         lambda _module, inputs, _output: seen.append(inputs[0].numel() // inputs[0].shape[-1])
     )
     scorer.token_logps(batch)
-    hook.remove()
-    assert sum(seen) == sum(len(sequence.response) for sequence in SEQUENCES)
+    assert sum(seen) == is_trained * sum(len(sequence.response) for sequence in SEQUENCES)
 
 
 def test_padding_content_changes_nothing(llama: Any) -> None:

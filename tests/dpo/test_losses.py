@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from hypothesis import strategies as st
 from dpo_studio.domain.round import TrainSettings
 from dpo_studio.dpo.losses import (
     dpo_losses,
+    hinge_losses,
     ipo_losses,
     margins,
     plackett_luce_losses,
     preference_losses,
+    robust_losses,
     sft_losses,
 )
 from dpo_studio.errors import BadInput
@@ -95,6 +98,39 @@ def test_swapping_the_labels_mirrors_the_gradient_weight(chosen: float, rejected
     assert gradient(chosen, rejected) + gradient(rejected, chosen) == pytest.approx(-1.0)
 
 
+def test_a_soft_label_is_the_smoothing_of_its_own_pair() -> None:
+    # Votes 3:1 for the chosen response: the rejected one is better with probability 1/4.
+    found = dpo_losses(tensor(10.0, 10.0), beta=0.1, label_smoothing=tensor(0.25, 0.0))
+    assert found[0].item() == pytest.approx(0.3132616875182228 + 0.25 * 1.0)
+    assert found[1].item() == pytest.approx(0.3132616875182228)
+
+
+@relaxed
+@given(nats, betas, st.floats(0, 0.49))
+def test_the_robust_loss_is_unbiased(h: float, beta: float, share: float) -> None:
+    """Its expectation over labels flipped with that probability is the loss of the true labels."""
+    kept, flipped = (robust_losses(tensor(x), beta=beta, label_smoothing=share) for x in (h, -h))
+    torch.testing.assert_close(
+        (1 - share) * kept + share * flipped, dpo_losses(tensor(h), beta=beta), atol=1e-8, rtol=1e-8
+    )
+
+
+def test_the_hinge_ends_where_the_reward_margin_is_one() -> None:
+    assert hinge_losses(tensor(0.0, 5.0, 10.0, 20.0, -10.0), beta=0.1).tolist() == [1.0, 0.5, 0.0, 0.0, 2.0]
+
+
+def test_length_normalised_ipo_compares_means_over_tokens() -> None:
+    # Means 6/3 = 2 and −4/2 = −2: h = 4, and the target at β = 0.25 is 2.
+    settings_ = TrainSettings(loss="ipo", beta=0.25, length_normalised=True)
+    found = preference_losses(tensor(6.0, -4.0).view(1, 2), settings_, tensor(3.0, 2.0).view(1, 2))
+    assert found.item() == pytest.approx(4.0)
+
+
+def test_length_normalisation_without_lengths_is_refused() -> None:
+    with pytest.raises(ValueError, match="lengths"):
+        preference_losses(torch.zeros(1, 2), TrainSettings(length_normalised=True))
+
+
 @relaxed
 @given(nats, nats, betas)
 def test_plackett_luce_over_two_responses_is_dpo(chosen: float, rejected: float, beta: float) -> None:
@@ -140,9 +176,10 @@ def test_far_margins_stay_finite() -> None:
         assert torch.isfinite(plackett_luce_losses(tensor(h, 0.0).view(1, 2), beta=1.0)).all()
 
 
-def test_smoothing_under_ipo_is_refused_rather_than_ignored() -> None:
+@pytest.mark.parametrize("loss", ["ipo", "hinge"])
+def test_smoothing_where_it_means_nothing_is_refused_rather_than_ignored(loss: Any) -> None:
     with pytest.raises(BadInput, match="label_smoothing"):
-        preference_losses(torch.zeros(1, 2), TrainSettings(loss="ipo", label_smoothing=0.1))
+        preference_losses(torch.zeros(1, 2), TrainSettings(loss=loss, label_smoothing=0.1))
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 3), (2, 1)])

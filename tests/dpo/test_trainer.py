@@ -11,6 +11,7 @@ from dpo_studio.domain.round import TrainSettings
 from dpo_studio.dpo.batches import TokenPair
 from dpo_studio.dpo.evaluate import evaluate, score_pairs
 from dpo_studio.dpo.failures import TrainingCancelled, TrainingFailed
+from dpo_studio.dpo.layouts import LADDER, Layout
 from dpo_studio.dpo.logps import ResponseScorer
 from dpo_studio.dpo.memory import MemoryBudget
 from dpo_studio.dpo.trainer import StepResult, Trainer, epoch_batches, learning_rate_at
@@ -50,7 +51,8 @@ def test_the_first_loss_is_exactly_ln2_and_every_pair_a_tie(model: Any) -> None:
     assert first.metrics["rewards/margins"] == 0.0
 
 
-def test_one_step_equals_the_textbook(model: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", LADDER, ids=lambda layout: layout.name)
+def test_one_step_equals_the_textbook(tmp_path: Path, layout: Layout) -> None:
     """Gradient norm against autograd through full logits of one unpadded sequence at a time."""
     model = with_lora(load_tiny(tmp_path / "m"), is_perturbed=True)
     settings = one_step(beta=0.3, label_smoothing=0.1, sft_weight=0.2, max_grad_norm=1e9)
@@ -64,7 +66,7 @@ def test_one_step_equals_the_textbook(model: Any, tmp_path: Path) -> None:
     loss = torch.stack(losses).mean()
     parameters = [p for p in model.parameters() if p.requires_grad]
     norm = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]).norm()
-    (step,) = train(model, settings, reference=reference)
+    (step,) = train(model, settings, reference=reference, layout=layout, budget=MemoryBudget(40))
     assert step.metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert step.metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
 

@@ -1,7 +1,10 @@
 """Rounds from votes to the live pointer, with a real database, real child processes and a scripted worker."""
 
 import asyncio
+import contextlib
+import sqlite3
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dpo_studio.domain.preference import Choice
-from dpo_studio.domain.round import RoundStatus, TrainSettings
+from dpo_studio.domain.round import RoundStatus, TrainSettings, preset_for
 from dpo_studio.errors import BadInput, Conflict, EngineUnavailable, ModelError, NotFound
 from dpo_studio.rounds import registry
 from dpo_studio.rounds.gate import GateThresholds
@@ -287,14 +290,39 @@ async def test_base_answers_while_the_storage_is_served_with_another_model(round
     assert deployment.live() == "v1", "the pointer had stayed where it was"
 
 
-async def test_training_settings_come_from_the_model_size_until_someone_sets_them(rounds: Rounds) -> None:
-    assert rounds.service.training_settings() == TrainSettings()
-    mine = TrainSettings(beta=0.2, loss="ipo")
-    rounds.service.set_training_settings(mine, actor="ann")
+async def test_training_settings_come_from_the_model_size(rounds: Rounds) -> None:
     await rounds.label(2)
-    assert (await rounds.train()).settings == mine
-    rounds.service.set_training_settings(None, actor="ann")
-    assert rounds.service.training_settings() == TrainSettings()
+    assert (await rounds.train()).settings == preset_for(3_000_000) == TrainSettings()
+
+
+async def test_a_cancel_before_the_worker_is_there_still_counts(rounds: Rounds) -> None:
+    rounds.plays("hang")
+    await rounds.label(6)
+    started = rounds.service.start(trigger="ann")
+    async with asyncio.timeout(20):
+        while rounds.service.get(started.number).status is not RoundStatus.RUNNING:
+            await asyncio.sleep(0)
+        rounds.service.cancel(started.number)
+        view = await rounds.service.wait(started.number, poll_s=0.02)
+    assert view.status is RoundStatus.CANCELLED
+
+
+async def test_a_locked_database_holds_up_nobody_else(rounds: Rounds) -> None:
+    """While another process writes for long, the event loop goes on: it serves everyone."""
+    path = rounds.bench.settings.paths.database
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        asking = asyncio.create_task(rounds.bench.labeling.next_ready("ann"))
+        ticking = asyncio.create_task(rounds.service.tick())
+        longest = 0.0
+        for _ in range(40):
+            before = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.monotonic() - before)
+        assert not asking.done()
+        other.execute("ROLLBACK")
+    await asyncio.gather(asking, ticking)
+    assert longest < 1.0, "the busy timeout is 15 s; a blocked loop would have shown it"
 
 
 async def test_unknown_rounds_and_versions_are_not_found(rounds: Rounds) -> None:

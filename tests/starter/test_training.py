@@ -26,17 +26,19 @@ def _plan(minutes: float, decay: float) -> Plan:
     return Plan(Path("w"), Path("o"), minutes, decay, 1, 512, 0.02, 0.004, 60.0, False)
 
 
-def test_only_the_assistant_counts_fully() -> None:
-    encoder = Encoder(
-        load_tokenizer(model_dir()), {"other": [], "smalltalk/hello": ["it is good to hear from you"]}
-    )
+def test_only_the_assistant_counts_and_most_where_a_point_begins() -> None:
+    tokenizer = load_tokenizer(model_dir())
+    encoder = Encoder(tokenizer, {"other": [], "smalltalk/hello": ["it is good to hear from you"]})
     turns = (("user", "Hello THERE"), ("assistant", "Hi, it is good to hear from you."))
     conversation = Conversation(turns, ("smalltalk/hello",), "smalltalk", draw_style(random.Random(1)))
     ids, weights, subjects = encoder.encode([conversation])[0]
-    answer = weights[-11:]  # Hi , it is good to hear from you . <|end|>
-    assert answer == [1.0, 1.0, *[POINT_WEIGHT] * POINT_TOKENS, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
-    assert set(weights[:-11]) == {0.0}
-    assert subjects == [-1] * (len(ids) - 12) + [1] * 12
+    begin = subjects.index(1)
+    assert set(weights[: begin + 1]) == {0.0}
+    heavy = [at for at, weight in enumerate(weights) if weight == POINT_WEIGHT]
+    assert heavy == list(range(heavy[0], heavy[0] + POINT_TOKENS))
+    assert tokenizer.decode(ids[heavy[0] : heavy[-1] + 1]) == " it is good"
+    assert set(weights[begin + 1 :]) == {1.0, POINT_WEIGHT}
+    assert subjects == [-1] * begin + [1] * (len(ids) - begin)
 
 
 def test_batches_are_deterministic_and_padded_with_weight_zero() -> None:

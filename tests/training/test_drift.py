@@ -1,4 +1,4 @@
-"""The drift guard: asks regularly, keeps the last healthy adapter, and puts it back."""
+"""The drift guard: asks regularly, and goes back to the furthest adapter that is still healthy."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dpo_studio.dpo.world import World
-from dpo_studio.training.drift import DriftGuard
+from dpo_studio.training.drift import BUDGET, DriftGuard
 from tests.dpo.models import adapter_state, load_tiny, random_pairs, with_lora
 
 PROMPTS = [pair.prompt for pair in random_pairs([(5, 3, 3), (4, 3, 3), (6, 3, 3)])]
@@ -48,20 +48,47 @@ def test_a_fresh_adapter_has_not_drifted(model: Any) -> None:
     assert not watch.is_exceeded
 
 
-def test_the_last_healthy_adapter_comes_back(model: Any) -> None:
+def test_the_furthest_adapter_within_the_budget_comes_back(model: Any) -> None:
     watch = guard(model)
+    perturb(model, 0.01)
+    near = watch.check(10)
+    perturb(model, 1.0)
+    assert watch.check(20) > BUDGET
+    assert watch.is_exceeded
+    step = watch.restore()
+    assert step is not None and 10 <= step < 20
+    again = watch.check(step)
+    assert near <= again <= BUDGET
+
+
+def test_where_every_step_is_too_far_the_last_healthy_one_comes_back_bit_by_bit(model: Any) -> None:
+    drifts = iter([0.1, 9.0, 9.0, 9.0, 9.0])
+    watch = guard(model, world=World(rank=1, size=2, sum=lambda tensor: tensor + next(drifts)))
     perturb(model, 0.01)
     healthy = adapter_state(model)
     watch.check(10)
     perturb(model, 1.0)
-    assert watch.check(20) > 0.4
-    assert watch.is_exceeded
+    watch.check(20)
     assert watch.restore() == 10
     assert all(torch.equal(healthy[name], value) for name, value in adapter_state(model).items())
 
 
+def test_halving_the_line_finds_the_share_that_fits(model: Any) -> None:
+    """Too far beyond 5/8 of the line: tried are 1/2 (fits), 3/4 (not), 5/8 (fits)."""
+    drifts = iter([0.1, 9.0, 0.1, 9.0, 0.1])
+    watch = guard(model, world=World(rank=1, size=2, sum=lambda tensor: tensor + next(drifts)))
+    watch.check(0)
+    near = adapter_state(model)
+    perturb(model, 1.0)
+    far = adapter_state(model)
+    watch.check(16)
+    assert watch.restore() == 10
+    for name, value in adapter_state(model).items():
+        torch.testing.assert_close(value, near[name] + 0.625 * (far[name] - near[name]))
+
+
 def test_without_a_healthy_one_nothing_is_put_back(model: Any) -> None:
-    watch = guard(model)
+    watch = guard(model, world=World(rank=1, size=2, sum=lambda tensor: tensor + 9.0))
     perturb(model, 1.0)
     broken = adapter_state(model)
     watch.check(10)

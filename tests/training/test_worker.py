@@ -111,7 +111,7 @@ def test_a_training_that_would_break_the_model_stops_while_it_is_healthy(tmp_pat
     *healthy, last = drifts.values()
     assert len(steps) < 120
     assert last > BUDGET >= max(healthy)
-    assert report.num_steps == list(drifts)[-2]
+    assert list(drifts)[-2] <= report.num_steps < list(drifts)[-1]
     assert report.metrics["planned_steps"] == 120
     assert report.metrics["heldout/rewards/margins"] == pytest.approx(sum(report.heldout_margins) / 3)
 

@@ -1,15 +1,16 @@
 """The label page: blind until the vote, saved before shown, errors as one sentence."""
 
+from collections.abc import AsyncGenerator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from dpo_studio.domain.chat import Message
 from dpo_studio.domain.preference import Choice
-from dpo_studio.errors import StorageError
+from dpo_studio.errors import EngineUnavailable, StorageError
 from dpo_studio.services.views import ComparisonView, LabelProgress, VoteView
-from dpo_studio.ui.label_page import ID_OUTPUT, LabelHandlers, to_updates
+from dpo_studio.ui.label_page import NO_PROMPT, LabelHandlers, to_updates
 from dpo_studio.ui.label_screen import (
     render_comparison,
     render_nothing,
@@ -21,6 +22,8 @@ from tests.ui.fakes import World
 
 VIEW = ComparisonView("c1", (Message("user", "Hello?"),), "one <b>", "two", ready=True)
 NUM_OUTPUTS = 11
+ID_OUTPUT = 3
+NOTICE_OUTPUT = 4
 
 
 async def collect(updates: Any) -> list[tuple[Any, ...]]:
@@ -104,14 +107,57 @@ async def test_the_caller_comes_from_the_request_and_from_nowhere_else(
     assert studio.world.calls == [("stream_next", "ann", (Message("user", "Hi"),))]
 
 
-async def test_asking_empties_the_box_only_when_answers_are_on_their_way(
-    studio: Any, request_of_ann: Any
-) -> None:
-    handlers = LabelHandlers(studio.labeling)
-    assert (await collect(handlers.ask("Hi", request_of_ann)))[0][-1] == ""
-    refused = await collect(handlers.ask("   ", request_of_ann))
-    assert refused[-1][-1] != ""
-    assert "expected some text" in refused[-1][4].replace("&#44;", ",")
+async def test_asking_empties_the_box_once_answers_are_on_their_way(studio: Any, request_of_ann: Any) -> None:
+    seen = await collect(LabelHandlers(studio.labeling).ask("Hi", request_of_ann))
+    assert [update[-1] for update in seen if isinstance(update[-1], str)] == [""]
+    assert all(update[1] or update[2] for update in seen), "never a pair without a word"
+
+
+class Refusing:
+    """A labeling service whose model fails, before or after the first words."""
+
+    def __init__(self, views: list[ComparisonView], left_open: ComparisonView | None) -> None:
+        self._views = views
+        self._left_open = left_open
+
+    async def stream_next(self, labeler: str, messages: Any = None) -> AsyncGenerator[ComparisonView, None]:
+        del labeler, messages
+        for view in self._views:
+            yield view
+        raise EngineUnavailable("The model stopped; please ask again")
+
+    def current(self, labeler: str) -> ComparisonView | None:
+        del labeler
+        return self._left_open
+
+
+def is_untouched(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) == {"__type__"}
+
+
+async def test_an_empty_prompt_changes_nothing_but_the_notice(studio: Any, request_of_ann: Any) -> None:
+    (update,) = await collect(LabelHandlers(studio.labeling).ask("  ", request_of_ann))
+    assert update[NOTICE_OUTPUT] == NO_PROMPT
+    assert all(is_untouched(value) for place, value in enumerate(update) if place != NOTICE_OUTPUT)
+    assert studio.world.calls == []
+
+
+async def test_a_prompt_refused_before_the_first_word_leaves_pair_and_box_alone(request_of_ann: Any) -> None:
+    nothing_yet = replace(VIEW, a="", b="", ready=False)
+    handlers = LabelHandlers(cast(Any, Refusing([nothing_yet], None)))
+    (update,) = await collect(handlers.ask("a long one", request_of_ann))
+    assert "The model stopped" in update[NOTICE_OUTPUT]
+    assert all(is_untouched(value) for place, value in enumerate(update) if place != NOTICE_OUTPUT)
+
+
+async def test_a_failure_in_mid_answer_gives_prompt_and_pair_back(request_of_ann: Any) -> None:
+    """The box had been emptied and the panes overwritten; both used to be lost."""
+    half = replace(VIEW, id="c2", a="half", b="", ready=False)
+    handlers = LabelHandlers(cast(Any, Refusing([half], VIEW)))
+    *_, last = await collect(handlers.ask("my words", request_of_ann))
+    assert last[-1] == "my words"
+    assert last[ID_OUTPUT] == VIEW.id
+    assert "The model stopped" in last[NOTICE_OUTPUT]
 
 
 async def test_a_vote_is_saved_before_anything_is_shown_and_rests_the_buttons(

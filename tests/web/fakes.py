@@ -175,7 +175,7 @@ class FakeRounds:
         self._deployment = deployment
         self.engine = EngineStatus(state="ready", model="starter", loaded=(BASE, "v1"))
         self.rounds = {1: fake_round(1, RoundStatus.PROMOTED, version="v1")}
-        self.database_ok = True
+        self.trouble = ""
         self.crash: Exception | None = None
 
     def status(self) -> StudioStatus:
@@ -190,8 +190,10 @@ class FakeRounds:
             round=active,
             next_run_at=NOW,
             storage="storage",
-            database_ok=self.database_ok,
         )
+
+    def write_trouble(self) -> str:
+        return self.trouble
 
     def start(self, *, trigger: str) -> RoundView:
         if any(view.status.is_active for view in self.rounds.values()):

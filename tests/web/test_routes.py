@@ -43,8 +43,9 @@ async def test_readyz_turns_200_when_the_model_answers(client: httpx.AsyncClient
 async def test_readyz_is_503_when_the_database_cannot_be_written(
     client: httpx.AsyncClient, fake: FakeStudio
 ) -> None:
-    fake.rounds.database_ok = False
-    assert (await client.get("/readyz")).status_code == 503
+    fake.rounds.trouble = "The disk is full"
+    answer = await client.get("/readyz")
+    assert (answer.status_code, answer.json()["error"]["message"]) == (503, "The disk is full")
 
 
 async def test_status_has_the_contracts_keys(client: httpx.AsyncClient) -> None:

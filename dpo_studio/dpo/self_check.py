@@ -1,0 +1,198 @@
+"""Prove a layout on the model at hand before training with it.
+
+An architecture whose attention the packed layouts do not understand gives wrong log-probabilities without
+an error. So two pairs, one of them the longest there is (hence longer than any sliding window that can
+matter), are scored in the layout and by the model's own padded attention: log-probabilities and gradients
+must agree. The adapter is perturbed for this, because a fresh one changes nothing and would hide mistakes
+in its gradient; afterwards the model is what it was, bit by bit.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dpo_studio.dpo.batches import Batch, TokenPair, TokenSequence, pad_sequences
+from dpo_studio.dpo.layouts import LADDER, Layout, pair_logps
+from dpo_studio.dpo.logps import ResponseScorer
+from dpo_studio.dpo.memory import is_out_of_memory
+from dpo_studio.dpo.segment_attention import UnsupportedAttention
+
+_FLOAT32_NATS = 1e-3
+_FLOAT32_NATS_PER_TOKEN = 1e-5
+_FLOAT32_GRADIENT = 1e-3
+# Half precision: prefix sharing moved the log-probability of 139 tokens by 0.15 nats, a cut prompt that of
+# a short response by 0.56. Where the model itself moves more under padding alone, four times that.
+_HALF_NATS = 0.5
+_HALF_GRADIENT = 0.1
+_TIMES_NOISE = 4.0
+_PERTURBATION = 0.02
+# Unequal, so that errors of the four responses cannot cancel in the gradient.
+_WEIGHTS = (1.0, -0.7, 0.45, -0.3)
+# Kinds of layers that attend; anything else (linear attention, state spaces) runs over the row's borders.
+_ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention"})
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutChoice:
+    """The layout to train in, and why it is not a cheaper one."""
+
+    layout: Layout
+    reasons: tuple[str, ...] = ()
+    """A sentence for every rung passed over, without its full stop."""
+
+    def explain(self) -> str:
+        """For a round's record: what is used, and why nothing cheaper."""
+        return ". ".join((f"Trained in the {self.layout.name} layout", *self.reasons)) + "."
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    logps: Tensor
+    """(sequences,) float64."""
+    gradient: Tensor
+    """(parameters,) of the weighted sum."""
+
+
+def choose_layout(
+    model: nn.Module, pairs: Sequence[TokenPair], ladder: Sequence[Layout] = LADDER
+) -> LayoutChoice:
+    """The first layout of `ladder` that agrees with the last one, which is padded and taken as the truth.
+
+    model: has parameters that require gradients (the adapter). pairs: all that will be scored, at least
+    one. Leaves parameters and gradients as they were.
+    """
+    *rungs, truth = ladder
+    sample = _sample(pairs)
+    reasons: list[str] = []
+    with _perturbed(model):
+        scorer = ResponseScorer(model)
+        try:
+            expected, noise = _padded_truth(scorer, sample, truth)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return LayoutChoice(truth, ("Memory ran out while the layouts were compared",))
+        for layout in rungs:
+            reason = _unsupported_layers(model) or _compare(scorer, sample, layout, expected, noise)
+            if not reason:
+                return LayoutChoice(layout, tuple(reasons))
+            reasons.append(f"The {layout.name} layout was not used: {reason}")
+    return LayoutChoice(truth, tuple(reasons))
+
+
+def _sample(pairs: Sequence[TokenPair]) -> list[TokenPair]:
+    """The longest pair, then the shortest: a row with a border in it. A single pair stands for both."""
+    ordered = sorted(pairs, key=len)
+    return [ordered[-1], ordered[0]]
+
+
+def _unsupported_layers(model: nn.Module) -> str:
+    """Names layers that no attention mask can keep apart; empty when all attend."""
+    kinds = set(getattr(model.config, "layer_types", None) or ())
+    strange = sorted(kinds - _ATTENTION_KINDS)
+    return f"the model has layers of the kind {', '.join(strange)}" if strange else ""
+
+
+def _padded_truth(
+    scorer: ResponseScorer, sample: Sequence[TokenPair], truth: Layout
+) -> tuple[_Measured, _Measured | None]:
+    """What the stock attention says; in half precision also what it says under more padding.
+
+    A pair at a time: the longest one alone is as much as training will have to hold.
+    """
+    device = next(scorer.model.parameters()).device
+    expected = _measure(scorer, [truth.lay_out([pair], device) for pair in sample])
+    if not _is_half(scorer.model):
+        return expected, None
+    return expected, _measure(scorer, [pad_sequences(_with_padding(pair), device) for pair in sample])
+
+
+def _with_padding(pair: TokenPair) -> list[TokenSequence]:
+    """Its sequences, and one that is longer than both."""
+    longest = max(pair.sequences, key=len)
+    wider = TokenSequence(longest.prompt, (*longest.response, *longest.response[:1] * 17))
+    return [*pair.sequences, wider]
+
+
+def _compare(
+    scorer: ResponseScorer,
+    sample: Sequence[TokenPair],
+    layout: Layout,
+    expected: _Measured,
+    noise: _Measured | None,
+) -> str:
+    """Why `layout` does not do, as the end of a sentence; empty when it does."""
+    try:
+        found = _finish(scorer, pair_logps(scorer, sample, layout).flatten())
+    except UnsupportedAttention as error:
+        return str(error)
+    except (RuntimeError, MemoryError, ValueError, TypeError, IndexError) as error:
+        first_line = (str(error).splitlines() or [""])[0]
+        return f"it ended in {type(error).__name__}: {first_line[:200]}"
+    lengths = [float(len(s.response)) for pair in sample for s in pair.sequences]
+    gap = (found.logps - expected.logps).abs()
+    allowed = torch.tensor(lengths, dtype=torch.float64) * _FLOAT32_NATS_PER_TOKEN + _FLOAT32_NATS
+    slope_gap, slope_allowed = _relative(found.gradient, expected.gradient), _FLOAT32_GRADIENT
+    if noise is not None:
+        allowed = (_TIMES_NOISE * (noise.logps - expected.logps).abs()).clamp(min=_HALF_NATS)
+        slope_noise = _TIMES_NOISE * _relative(noise.gradient, expected.gradient)
+        slope_allowed = max(_HALF_GRADIENT, slope_noise)
+    # NaN compares false with everything, and must count as a difference.
+    if not bool((gap <= allowed).all()):
+        return f"its log-probabilities differ from those of padded attention by {float(gap.max()):.3g} nats"
+    if not slope_gap <= slope_allowed:
+        return f"its gradient differs from that of padded attention by {slope_gap:.3g} of its size"
+    return ""
+
+
+def _measure(scorer: ResponseScorer, batches: Sequence[Batch]) -> _Measured:
+    """One batch for each pair, its first two sequences the pair's."""
+    parts = []
+    for number, batch in enumerate(batches):
+        logps = scorer.sequence_logps(batch)[:2]
+        parts.append(_finish(scorer, logps, _WEIGHTS[2 * number : 2 * number + 2]))
+    return _Measured(
+        torch.cat([part.logps for part in parts]), torch.stack([part.gradient for part in parts]).sum(0)
+    )
+
+
+def _finish(scorer: ResponseScorer, logps: Tensor, weights: Sequence[float] = _WEIGHTS) -> _Measured:
+    """The gradient of the weighted sum, without touching the parameters' own gradients."""
+    parameters = [p for p in scorer.model.parameters() if p.requires_grad]
+    weighted = (logps * torch.tensor(weights, dtype=logps.dtype, device=logps.device)).sum()
+    gradients = torch.autograd.grad(weighted, parameters, allow_unused=True)
+    flat = [gradient.detach().flatten().double().cpu() for gradient in gradients if gradient is not None]
+    return _Measured(logps.detach().cpu(), torch.cat(flat))
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    if found.shape != expected.shape:
+        return float("inf")
+    return float((found - expected).norm() / expected.norm().clamp(min=1e-30))
+
+
+def _is_half(model: nn.Module) -> bool:
+    return any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
+
+
+@contextmanager
+def _perturbed(model: nn.Module) -> Iterator[None]:
+    """Add noise to what trains, the same every time, and put the very bits back afterwards."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    kept = [parameter.detach().clone() for parameter in trained]
+    was_training = model.training
+    generator = torch.Generator().manual_seed(0)
+    try:
+        with torch.no_grad():
+            for parameter in trained:
+                noise = torch.randn(parameter.shape, generator=generator) * _PERTURBATION
+                parameter.add_(noise.to(parameter.device, parameter.dtype))
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(trained, kept, strict=True):
+                parameter.copy_(value)
+        model.train(was_training)
