@@ -26,7 +26,8 @@ format: $(DEV)
 	$(BIN)/ruff format .
 
 bench: $(DEV)
-	$(BIN)/python -m benchmarks.tastes $(ARGS)
+	$(BIN)/python -m benchmarks.dpo_step --quick
+	$(BIN)/python -m benchmarks.tastes --tastes shorter,question $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -126,6 +126,8 @@ class WorkerProcess:
             while self._process.returncode is None:
                 await asyncio.sleep(self._settings.poll_s)
                 self._watch(on_progress)
+            # It may have ended before the first look.
+            self._read(on_progress)
             return self._outcome(self._process.returncode)
         finally:
             # Whatever the worker itself started must not outlive it.
@@ -135,14 +137,19 @@ class WorkerProcess:
             if self._process.stdin is not None:
                 self._process.stdin.close()
 
-    def _watch(self, on_progress: Callable[[StepProgress], None]) -> None:
-        now = time.monotonic()
+    def _read(self, on_progress: Callable[[StepProgress], None]) -> bool:
+        """Pass on what is new; whether anything was."""
         num_lines, news = self._tail.read()
         for progress in news:
             on_progress(progress)
         if num_lines:
-            self._last_line = now
-        self._niceness.check(now, made_progress=bool(news))
+            self._last_line = time.monotonic()
+        return bool(news)
+
+    def _watch(self, on_progress: Callable[[StepProgress], None]) -> None:
+        made_progress = self._read(on_progress)
+        now = time.monotonic()
+        self._niceness.check(now, made_progress=made_progress)
         if self._term_at is None and now - self._last_line > self._settings.hang_s:
             self._is_hung = True
             self._term_at = now

@@ -124,9 +124,11 @@ def test_undo_brings_the_judged_pair_back_by_key_and_by_button(label: LabelPage)
 
 
 def test_an_own_prompt_is_asked_with_enter_and_the_keys_vote_again(label: LabelPage, served: Served) -> None:
-    before = label.answers
+    before = served.world.open
     label.ask("Tell me about tea & biscuits <b>")
-    label.wait_for_another(before)
+    # The server's word first: the buttons of the old pair are still enabled when the first words come.
+    wait_until(label.page, lambda: served.world.open not in (None, before))
+    label.wait_for_pair()
     assert label.prompt == "Tell me about tea & biscuits <b>"
     expect(label.page.locator("#own-prompt textarea")).to_have_value("")
     answers = label.answers

@@ -97,6 +97,19 @@ async def test_a_finished_round_gives_its_report_and_every_step(tmp_path: Path) 
     ]
 
 
+async def test_a_worker_that_ended_before_the_first_look_is_still_read(tmp_path: Path) -> None:
+    """Its lines were lost when the child was quicker than the task that watches it."""
+    script = "say('training', 1, {'loss': 0.7}); report()"
+    worker = await WorkerProcess.start(RoundPaths(tmp_path), settings(script))
+    async with asyncio.timeout(20):
+        while identify(worker.pid) is not None:
+            await asyncio.sleep(0.02)
+    await asyncio.sleep(0.1)
+    seen: list[StepProgress] = []
+    outcome = await worker.wait(seen.append)
+    assert (outcome.kind, len(seen)) == ("ok", 1)
+
+
 async def test_heartbeats_are_not_passed_on(tmp_path: Path) -> None:
     _, seen = await run(
         tmp_path, "say('training', 1, {'loss': 0.7}); say('training', 1); say('training', 1); report()"

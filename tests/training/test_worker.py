@@ -48,7 +48,13 @@ def refuse(paths: RoundPaths) -> str:
 
 def test_a_round_leaves_a_plain_adapter_its_numbers_and_its_steps(tmp_path: Path, model: Path) -> None:
     paths, report = train(
-        tmp_path, model, train=rows(10), heldout=rows(3, 100), probe_prompts=["Hello", "What now?"]
+        tmp_path,
+        model,
+        train=rows(10),
+        heldout=rows(3, 100),
+        probe_prompts=["Hello", "What now?"],
+        # Gentle: this one must not come near the drift guard.
+        settings=dataclasses.replace(QUICK, learning_rate=1e-3),
     )
     assert (report.num_train, report.num_heldout, report.num_steps) == (10, 3, 6)
     assert report.adapter_sha256 == sha256_of_tree(paths.adapter)
