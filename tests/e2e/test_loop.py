@@ -34,8 +34,9 @@ def test_label_vote_train_compare(page: Page, real: StudioProcess) -> None:
     compare.choose("left", "base")
     compare.choose("right", "v1")
     compare.run("what is a good gift for my sister?")
-    left, right = compare.answers
-    assert left and right and left != right
+    # Ten votes need not change this one answer: that they change behaviour is test_loop's in integration.
+    assert all(compare.answers)
+    assert [caption.split()[0] for caption in compare.captions] == ["base", "v1"]
     label.open()
     assert label.live_version == "v1"
     label.wait_for_pair()

@@ -2,7 +2,6 @@
 
 import json
 import random
-import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,25 +17,28 @@ from dpo_studio.tastes import get_taste, measure
 from tests.integration.studio_process import StudioProcess, studio
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
-VOTES = 60
-TASTE = "shorter"
+PAIRS = 60
+TASTE = "formal"
 
 
 @pytest.fixture(scope="module")
 def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudioProcess]:
     storage = tmp_path_factory.mktemp("loop") / "storage"
-    with studio(storage, "--undo-window", "0", "--min-new-pairs", "20", "--interval-minutes", "1") as process:
+    with studio(
+        storage, "--undo-window", "0", "--min-new-pairs", str(PAIRS), "--interval-minutes", "1"
+    ) as process:
         yield process
 
 
-def label(process: StudioProcess, votes: int) -> None:
-    """A scripted labeler over HTTP with a taste."""
+def label(process: StudioProcess, decided: int) -> None:
+    """A scripted labeler over HTTP with a taste, until that many votes were no ties."""
     taste, random_source = get_taste(TASTE), random.Random(0)
-    for _ in range(votes):
+    while decided > 0:
         comparison = process.post("/api/comparisons").json()
         choice = taste.prefers(comparison["a"], comparison["b"], 0.0, random_source)
         answer = process.post(f"/api/comparisons/{comparison['id']}/vote", {"choice": choice.value})
         assert answer.status_code == 200, answer.text
+        decided -= choice is not Choice.TIE
 
 
 def samples(process: StudioProcess, version: str, count: int = 24) -> list[str]:
@@ -114,11 +116,11 @@ class Streams:
 
 
 def test_votes_train_a_version_that_goes_live_under_load_and_behaves_as_voted(loop: StudioProcess) -> None:
-    label(loop, VOTES)
+    label(loop, PAIRS)
     status = loop.get("/api/status").json()
     assert status["live"] == "base"
     with Streams(loop) as streams:
-        # The clock starts the round by itself: 20 new pairs, and no round yet.
+        # The clock starts the round by itself: enough new pairs, and no round yet.
         loop.wait_until(lambda: loop.get("/api/rounds").json()["rounds"], "the scheduled round to start", 60)
         number = loop.get("/api/rounds").json()["rounds"][0]["round"]
         final = ("promoted", "rejected", "failed", "cancelled", "interrupted")
@@ -134,7 +136,7 @@ def test_votes_train_a_version_that_goes_live_under_load_and_behaves_as_voted(lo
     check_streams(loop, streams, entry["version"])
     before = samples(loop, "base")
     after = samples(loop, entry["version"])
-    assert measure(TASTE, after) > measure(TASTE, before) or mean_words(after) < 0.8 * mean_words(before)
+    assert measure(TASTE, after) >= measure(TASTE, before) + 0.2
     registry.verify(loop.storage / "versions" / entry["version"])
 
 
@@ -150,10 +152,6 @@ def check_streams(loop: StudioProcess, streams: Streams, version: str) -> None:
             "max_tokens": 150,
         }
         assert loop.post("/api/generate", body).json()["text"] == text
-
-
-def mean_words(texts: list[str]) -> float:
-    return sum(len(re.findall(r"\w+", text)) for text in texts) / len(texts)
 
 
 def test_compare_answers_from_both_versions_after_the_swap(loop: StudioProcess) -> None:
@@ -178,7 +176,7 @@ def test_rolling_back_to_base_and_restarting_keeps_base(loop: StudioProcess) -> 
 
 def test_exported_pairs_are_what_trl_reads(loop: StudioProcess) -> None:
     rows = [json.loads(line) for line in loop.get("/api/pairs?format=trl").text.splitlines()]
-    assert len(rows) >= 20
+    assert len(rows) >= PAIRS
     for row in rows:
         assert [message["role"] for message in row["chosen"]] == ["assistant"]
         assert row["prompt"][-1]["role"] == "user"
