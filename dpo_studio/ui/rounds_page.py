@@ -46,7 +46,9 @@ class RoundsHandlers:
     def schedule(self) -> Updates:
         """The schedule in force, for the form. Read once a visit, so that nothing typed is overwritten."""
         schedule = self._rounds.schedule()
-        return (schedule.enabled, schedule.interval_minutes, schedule.min_new_pairs, schedule.gate)
+        values = (schedule.enabled, schedule.interval_minutes, schedule.min_new_pairs, schedule.gate)
+        # Closed until now: what is typed before the values come would be overwritten.
+        return tuple(gr.update(value=value, interactive=True) for value in values)
 
     def train(self, request: gr.Request) -> Updates:
         """Start a round on every vote given so far."""
@@ -180,17 +182,30 @@ def build(pages: Any, studio: Studio) -> None:
 
 
 def _schedule_form() -> tuple[list[Any], Any]:
-    enabled = gr.Checkbox(label="Start rounds by themselves", container=False, elem_id="schedule-on")
+    enabled = gr.Checkbox(
+        label="Start rounds by themselves", container=False, interactive=False, elem_id="schedule-on"
+    )
     with gr.Row():
         interval = gr.Number(
-            label="At most every (minutes)", precision=0, minimum=1, min_width=120, elem_id="interval"
+            label="At most every (minutes)",
+            precision=0,
+            minimum=1,
+            min_width=120,
+            interactive=False,
+            elem_id="interval",
         )
         min_pairs = gr.Number(
-            label="Once there are (new pairs)", precision=0, minimum=1, min_width=120, elem_id="min-pairs"
+            label="Once there are (new pairs)",
+            precision=0,
+            minimum=1,
+            min_width=120,
+            interactive=False,
+            elem_id="min-pairs",
         )
     gate = gr.Radio(
         label="After the gate",
         choices=[("promote by itself", "auto"), ("ask me first", "manual")],
+        interactive=False,
         elem_id="gate",
     )
     save = gr.Button("Save schedule", elem_id="save-schedule")

@@ -143,6 +143,13 @@ class ComparePage(StudioPage):
     path = "compare"
     landmark = "#compare-run"
 
+    def open(self) -> None:
+        """Also wait until the versions are known: before that both sides say base."""
+        super().open()
+        expect(self.page.locator("#right-version input")).to_have_value(
+            re.compile(r"\(live\)"), timeout=READY_MS
+        )
+
     def choose(self, side: str, version: str) -> None:
         """`left` or `right`; the option may carry "(live)" behind the version's name."""
         box = self.page.locator(f"#{side}-version input")
@@ -207,8 +214,9 @@ class RoundsPage(StudioPage):
 
     def set_schedule(self, *, interval: int, min_pairs: int, gate: str, is_on: bool = True) -> None:
         """`gate` is "promote by itself" or "ask me first"."""
-        # The form is filled a moment after the page is drawn; what is typed before would be overwritten.
-        expect(self.page.locator("#interval input")).not_to_have_value("", timeout=READY_MS)
+        # The form opens once it is filled, a moment after the page is drawn.
+        for field in ("#schedule-on", "#interval", "#min-pairs"):
+            expect(self.page.locator(f"{field} input")).to_be_editable(timeout=READY_MS)
         self.page.locator("#schedule-on input").set_checked(is_on)
         self.page.locator("#interval input").fill(str(interval))
         self.page.locator("#min-pairs input").fill(str(min_pairs))

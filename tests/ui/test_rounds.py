@@ -148,7 +148,8 @@ def test_the_schedule_is_saved_whole_or_not_at_all(
     assert world.schedule == ScheduleView(False, 10, 25, "manual")
     assert "interval" in handlers.save(True, 0, 25, "auto", request_of_ann)[0]
     assert world.schedule == ScheduleView(False, 10, 25, "manual")
-    assert handlers.schedule() == (False, 10, 25, "manual")
+    assert [field["value"] for field in handlers.schedule()] == [False, 10, 25, "manual"]
+    assert all(field["interactive"] for field in handlers.schedule())
 
 
 @pytest.mark.parametrize(
