@@ -77,6 +77,7 @@ class LabelPage(StudioPage):
     def wait_for_pair(self) -> None:
         """Until both answers are complete and a vote is accepted."""
         expect(self.button("a")).to_be_enabled(timeout=READY_MS)
+        self._wait_until_it_rests()
 
     def wait_for_another(self, answers: tuple[str, str]) -> None:
         """Until a complete pair other than `answers` is shown."""
