@@ -85,6 +85,14 @@ class LabelPage(StudioPage):
             self.page,
             lambda: self.button("a").is_enabled() and self.answers != answers and all(self.answers),
         )
+        self._wait_until_it_rests()
+
+    def _wait_until_it_rests(self) -> None:
+        """The first words of a pair may come while the old pair's buttons are still enabled."""
+        seen: tuple[str, str] | None = None
+        while seen != self.answers or not self.button("a").is_enabled():
+            seen = self.answers
+            self.page.wait_for_timeout(300)
 
     def vote(self, choice: str) -> None:
         """Click, and wait for the next pair."""
