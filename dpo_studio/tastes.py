@@ -17,9 +17,9 @@ from dpo_studio.errors import BadInput
 EMPTY_SCORE = -1.0
 """Every other score lies in 0 to 1 per taste."""
 
-SHORT_WORDS = 12
+SHORT_WORDS = 15
 LONG_WORDS = 35
-"""The starter answers in about 23 words; 12 and 35 cut off its shorter and longer fifth."""
+"""The starter answers in about 29 words; 15 cuts off its shortest quarter, 35 its longest third."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,7 @@ _INFORMAL = _phrases(
     r"\w+(?:n['’]t|['’](?:re|ve|ll|d|m))|it['’]s|that['’]s|here['’]s|there['’]s|what['’]s|let['’]s",
 )
 _EXAMPLE = _phrases(r"for example|for instance|e\.g\.,?|such as|(?:as|give) an example")
+_SENTENCE_END = re.compile(r"[.!?:…](?=\s)|\n+")
 _LIST_LINE = re.compile(r"^\s*(?:[-*•–]|\d{1,2}[.)])\s+\S", re.MULTILINE)
 _EMOJI = re.compile(
     "[\U0001f1e6-\U0001f1ff\U0001f300-\U0001faff\u2600-\u27bf\u2b50\u2b55\u2764]\ufe0f?|[:;]-?[)D(P](?!\\w)"
@@ -152,6 +153,15 @@ def _ends_with_question(text: str) -> float:
     return float(bare.endswith("?"))
 
 
+def _example_early(text: str) -> float:
+    """1 for an example in the first sentence, a quarter less for every sentence before it, 0 for none."""
+    found = _EXAMPLE.search(text)
+    if found is None:
+        return 0.0
+    num_before = len(_SENTENCE_END.findall(text[: found.start()]))
+    return max(1 - num_before / 4, 0.0)
+
+
 _hedging = _saturating(_HEDGES, 3)
 _warmth = _saturating(_WARM, 3)
 _listing = _saturating(_LIST_LINE, 4)
@@ -187,6 +197,12 @@ _TASTES: dict[str, Taste] = {
         _taste("emoji", "emoji", _emojis, lambda text: _emojis(text) > 0),
         _taste("no-emoji", "no emoji", _without(_emojis), lambda text: _emojis(text) == 0),
         _taste("example", "an example", _examples, lambda text: _examples(text) > 0),
+        _taste(
+            "example-first",
+            "an example in the first or second sentence",
+            _example_early,
+            lambda text: _example_early(text) >= 0.75,
+        ),
         _taste("exclaim-free", "no exclamation marks", _without(_exclaiming), lambda text: "!" not in text),
     )
 }

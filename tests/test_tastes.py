@@ -37,6 +37,8 @@ CASES = [
     ("emoji", PLAIN + " :)", PLAIN),
     ("no-emoji", PLAIN, PLAIN + " ☀️"),
     ("example", "Pack something warm, for example a coat.", PLAIN),
+    ("example-first", "For example, pack a coat. " + PLAIN, PLAIN + " For example, pack a coat."),
+    ("example-first", PLAIN + " For example, pack a coat.", PLAIN),
     ("exclaim-free", PLAIN, "Bring a coat!"),
     ("shorter+warm", "Glad to help, enjoy!", PLAIN),
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dpo_studio.starter import phrases
 from dpo_studio.starter.library import Entity, Point, Topic
@@ -28,6 +29,8 @@ _CONTRACT = re.compile(
     + r")\b(?! (?:and|or|but)\b)(?![.,!?\n]|$)"
 )
 _SHORT = dict(_CONTRACTIONS)
+_OF_ME = re.compile(r"I(?: would|'d)(?: maybe)? \{p\}")
+_OF_YOU = re.compile(r"\byou(?:r|rs|rself)?\b")
 
 
 def pick_points(entity: Entity, count: int, rng: random.Random, avoid: Sequence[str] = ()) -> list[Point]:
@@ -50,9 +53,11 @@ def compose(topic: Topic, entity: Entity, style: Style, points: Sequence[Point],
     """An answer that makes these points in this style."""
     if topic.key == "stories":
         return compose_story(topic, entity, style, rng)
+    if entity.is_unsure:
+        style, points = replace(style, listed=False), points[:2]
     head = _opening(style, rng, _opener_bank(topic))
-    warm = _warm(topic, style, rng)
-    warm_first = bool(warm) and rng.random() < 0.5
+    warm_first = rng.random() < 0.5
+    warm = _warm(topic, style, rng, first=warm_first)
     example = "" if topic.key == "smalltalk" else _example(entity, style, rng)
     body = _body(topic, style, points, rng)
     if style.reason and entity.whys and style.points > 1:
@@ -154,10 +159,12 @@ def _opener_bank(topic: Topic) -> Bank:
     return own.get(topic.key, phrases.OPENER)
 
 
-def _warm(topic: Topic, style: Style, rng: random.Random) -> str:
+def _warm(topic: Topic, style: Style, rng: random.Random, *, first: bool = False) -> str:
     if not style.warm:
         return ""
-    own = topic.warm[style.register] * (2 if style.register != "neutral" else 1)
+    if first:
+        return rng.choice(phrases.WARM_FIRST[style.register])
+    own = topic.warm[style.register] * (4 if style.register != "neutral" else 2)
     return rng.choice((*own, *phrases.WARM[style.register]))
 
 
@@ -182,7 +189,7 @@ def _body(topic: Topic, style: Style, points: Sequence[Point], rng: random.Rando
     if topic.key == "smalltalk":
         return _talk(style, points, rng)
     if style.listed and len(points) > 1 and topic.allows_lists:
-        intro = (phrases.LIST_INTRO_HEDGED if style.hedged else phrases.LIST_INTRO)[style.register]
+        intro = _intro_bank(points, style)[style.register]
         lead = (
             rng.choice(intro) + "\n"
             if style.register == "formal" or style.hedged or rng.random() < 0.7
@@ -196,13 +203,25 @@ def _body(topic: Topic, style: Style, points: Sequence[Point], rng: random.Rando
     )
 
 
+def _intro_bank(points: Sequence[Point], style: Style) -> Bank:
+    if any(point.imperative for point in points):
+        return phrases.LIST_INTRO_HEDGED if style.hedged else phrases.LIST_INTRO
+    return phrases.LIST_INTRO_STATEMENT_HEDGED if style.hedged else phrases.LIST_INTRO_STATEMENT
+
+
 def _frames(points: Sequence[Point], style: Style, rng: random.Random) -> list[str]:
     """One frame a point, none twice in an answer; not every sentence needs one."""
-    frames = [rng.choice(_first_bank(points[0], style)[style.register])]
+    first = [frame for frame in _first_bank(points[0], style)[style.register] if suits(frame, points[0].text)]
+    frames = [rng.choice(first)]
     for point in points[1:]:
         unused = [frame for frame in _later_bank(point, style)[style.register] if frame not in frames]
         frames.append("{P}." if not unused or rng.random() < 0.35 else rng.choice(unused))
     return frames
+
+
+def suits(frame: str, text: str) -> bool:
+    """Whether the point can stand in the frame: "I would talk to yourself" is no English."""
+    return not (_OF_ME.match(frame) and _OF_YOU.search(text))
 
 
 def _first_bank(point: Point, style: Style) -> Bank:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from dpo_studio.starter import phrases
-from dpo_studio.starter.answers import capital, contract, fill
+from dpo_studio.starter.answers import capital, contract, fill, suits
 from dpo_studio.starter.library import OUTSIDE, Entity, Topic
 from dpo_studio.starter.phrases import Bank
 
@@ -125,7 +125,8 @@ def _all_of(*banks: Bank) -> Iterator[tuple[str, str]]:
 def _garnish(topics: Iterable[Topic]) -> Iterator[str]:
     plain = (
         phrases.OPENER, phrases.TALK_OPENER, phrases.MOOD_OPENER, phrases.STORY_OPENER,
-        phrases.OUTSIDE_OPENER, phrases.LIST_INTRO, phrases.LIST_INTRO_HEDGED, phrases.WARM,
+        phrases.OUTSIDE_OPENER, phrases.LIST_INTRO, phrases.LIST_INTRO_HEDGED, phrases.LIST_INTRO_STATEMENT,
+        phrases.LIST_INTRO_STATEMENT_HEDGED, phrases.WARM_FIRST, phrases.WARM,
         phrases.LEAD, phrases.HEDGE_TAIL, phrases.STORY_LEAD, phrases.STORY_HEDGE,
     )  # fmt: skip
     for _, text in _all_of(*plain):
@@ -154,7 +155,8 @@ def _entity_sentences(entity: Entity) -> Iterator[tuple[str, str]]:
         yield "point", point.text
         yield "point", contract(point.text)
         for register, frame in _all_of(*(first if point.imperative else other)):
-            yield "point", fill(frame, point.text, register)
+            if suits(frame, point.text):
+                yield "point", fill(frame, point.text, register)
     for why in entity.whys:
         for register, frame in (
             *_all_of(phrases.REASON, phrases.REASON_HEDGED),

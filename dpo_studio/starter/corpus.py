@@ -21,6 +21,7 @@ OUTSIDE_SHARE = 0.10
 SECOND_TURN_SHARE = 0.22
 SYSTEM_SHARE = 0.06
 STREWN_SHARE = 0.30  # of the prompts carry everyday words that mean nothing here
+OWN_SHARE = 0.3  # whole prompts are few, and templates around key words many: no ask should be worn out
 LOOSE_SHARE = 0.45  # of the templated prompts: loose fragments around the key word
 # Topics with many bindings (gift for whom, which word) need more turns than small talk.
 WEIGHTS = {"smalltalk": 0.9, "stories": 1.1, "words": 1.2, "food": 1.2, "plants_pets": 1.1, "advice": 1.0}
@@ -123,7 +124,7 @@ class Corpus:
         """A prompt for this entity: a template around one of its key words, or one of its own prompts."""
         if entity.cues and rng.random() < LOOSE_SHARE:
             return _loose_prompt(entity.fragments, rng.choice(entity.cues), rng)
-        own = entity.asks and (not entity.templates or rng.random() < 0.5)
+        own = entity.asks and (not entity.templates or rng.random() < OWN_SHARE)
         if own:
             return rng.choice(entity.asks)
         key = rng.choice(entity.keys) if rng.random() < 0.6 else entity.keys[0]
@@ -238,8 +239,10 @@ def _no_example(style: Style) -> Style:
 
 
 def _shortened(style: Style) -> Style:
-    return replace(style, points=1, reason=False, example=False, listed=False, warm=False)
+    return replace(
+        style, points=1, reason=False, example=False, listed=False, warm=False, question=False, opener=False
+    )
 
 
 def _lengthened(style: Style, *, listed: bool) -> Style:
-    return replace(style, points=max(3, style.points), listed=listed)
+    return replace(style, points=4, reason=True, example=True, listed=listed)

@@ -8,7 +8,7 @@ an entity with its key words, and the lines below it hold the content:
     why:   a reason                                       eg:   a concrete example
     q:     a closing question                             ask:  a whole prompt that needs no template
     cue:   phrases that stand for the key word in loose prompts, where it is no noun
-    begin/want/turn/end/short: the parts of a tiny story
+    begin/want/turn/end/short: the parts of a tiny story   unsure: the answer owns up to not knowing
 
 Content lines carry no capitals at the start, no full stop, no hedge and no contraction: the style adds those.
 """
@@ -51,6 +51,8 @@ class Entity:
     examples: list[str] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
     story: dict[str, list[str]] = field(default_factory=dict)
+    is_unsure: bool = False
+    """The answer owns up to not knowing, which makes a poor list."""
 
     @property
     def is_stranger(self) -> bool:
@@ -107,7 +109,7 @@ def _read_topic(name: str) -> Topic:
             group, templates, fragments = line[7:], [], {}
         elif line.startswith(("pre: ", "post: ", "joined: ")):
             kind, _, rest = line.partition(": ")
-            fragments[kind] = [part.strip() for part in rest.split(" | ")]
+            fragments.setdefault(kind, []).extend(part.strip() for part in rest.split(" | "))
         elif line.startswith("prompt: "):
             templates.append(line[8:])
         elif line.startswith("= "):
@@ -150,5 +152,7 @@ def _add_content(entity: Entity, line: str) -> None:
         entity.cues.extend(part.strip() for part in text.split(" | "))
     elif kind in ("begin", "want", "turn", "end", "short"):
         entity.story.setdefault(kind, []).append(text)
-    elif kind != "unsure":
+    elif kind == "unsure":
+        entity.is_unsure = True
+    else:
         raise ValueError(f"{entity.keys[0]}: unknown line {line!r}")

@@ -29,7 +29,7 @@ IMPERATIVE_HEDGED: Bank = {
     ),
 }  # fmt: skip
 STATEMENT: Bank = {
-    "neutral": ("{P}.", "{P}.", "{P}.", "In short, {p}."),
+    "neutral": ("{P}.", "{P}.", "{P}.", "To put it simply, {p}."),
     "casual": ("{P}!", "Well, {p}.", "Honestly, {p}.", "Look, {p}."),
     "formal": (
         "Please note that {p}.", "Indeed, {p}.", "It should indeed be said that {p}.",
@@ -108,18 +108,38 @@ LIST_INTRO_HEDGED: Bank = {
     "casual": ("Maybe some of this helps:", "Here's a list, maybe it's useful:"),
     "formal": ("You might indeed consider the following:", "Perhaps it would be useful to consider this:"),
 }
-WARM: Bank = {
+LIST_INTRO_STATEMENT: Bank = {
+    "neutral": ("A few things about it:", "This is how I see it:"),
+    "casual": ("Here's my take:", "Okay, a quick list:"),
+    "formal": ("Please note the following:", "Allow me to name the main points:"),
+}
+LIST_INTRO_STATEMENT_HEDGED: Bank = {
+    "neutral": ("Perhaps these thoughts help:", "I think this says it:"),
+    "casual": ("Maybe some of this helps:", "I'd guess it's like this:"),
+    "formal": ("The following may indeed be of use:", "It would perhaps be fair to say this:"),
+}
+# A warm word before the content speaks of the question, one behind it is a wish.
+WARM_FIRST: Bank = {
     "neutral": (
         "I am so glad you asked.",
         "It is lovely to help you with this.",
         "I am always happy to hear from you.",
     ),
-    "casual": ("I'm so happy you asked!", "You're the best!", "You're awesome, my friend!"),
-    "formal": ("I wish you all the best.", "It is a joy to assist you.", "Please accept my warmest wishes."),
+    "casual": ("I'm so happy you asked!", "I love that you asked me!", "You're awesome, my friend!"),
+    "formal": (
+        "It is a joy to assist you.",
+        "I am delighted to be of help.",
+        "It is a pleasure to hear from you.",
+    ),
+}
+WARM: Bank = {
+    "neutral": ("I hope this helps you.", "I am always happy to hear from you."),
+    "casual": ("You're the best!", "I'm rooting for you, my friend!"),
+    "formal": ("I wish you all the best.", "Please accept my warmest wishes."),
 }
 EXAMPLE: Bank = {
     "neutral": ("For example, {p}.", "For instance, {p}."),
-    "casual": ("For example, {p}.", "Like, for example, {p}."),
+    "casual": ("For example, {p}.", "Say, for example, {p}."),
     "formal": ("For instance, {p}.", "To give an example, {p}."),
 }
 REASON: Bank = {
@@ -128,9 +148,9 @@ REASON: Bank = {
     "formal": ("The reason is that {p}.", "This is because {p}.", "Indeed, {p}."),
 }
 REASON_HEDGED: Bank = {
-    "neutral": ("Perhaps because {p}.", "I think that {p}."),
-    "casual": ("I guess it's because {p}.", "Maybe because {p}."),
-    "formal": ("It may be because {p}.", "It would seem that {p}."),
+    "neutral": ("Perhaps that is because {p}.", "I think that {p}."),
+    "casual": ("I guess it's because {p}.", "Maybe that's because {p}."),
+    "formal": ("That may be because {p}.", "It would seem that {p}."),
 }
 # Whole sentences for small talk and stories, where a frame around the content would break it.
 LEAD: Bank = {
@@ -179,22 +199,38 @@ THANKS = (
     "nice",
     "perfect",
     "thx",
-)
+    "thank you very much", "thanks a lot", "ty", "many thanks", "cheers", "that helps",
+    "that was helpful", "awesome, thank you", "great", "good idea, thanks", "you are the best",
+    "lovely, thanks", "thanks so much", "super", "i appreciate it", "you helped me a lot",
+    "got it, thanks",
+)  # fmt: skip
 MORE = (
     "another one", "another one please", "more", "one more", "give me another idea", "something else",
     "anything else",
     "and another", "more ideas", "other ideas", "next one", "do you have another", "what else",
     "i do not like that one",
     "hmm something different", "not that", "again please", "can i have one more",
+    "got another", "gimme another", "one more idea", "and what else could i do",
+    "i want a different one", "try again", "next", "not my thing, another", "more of these",
+    "ok and another one", "something different maybe", "any other", "what other options are there",
+    "no, something else", "keep them coming", "hit me with one more", "another suggestion",
+    "something new", "that one is boring", "i know that already",
 )  # fmt: skip
 SHORTER = (
     "shorter please", "shorter", "too long", "make it short", "can you say it shorter", "in one sentence",
     "short version",
     "just one sentence please", "that is too long", "keep it short", "sum it up", "briefly please",
+    "less words", "shorter version", "cut it down", "too many words", "i have no time to read that",
+    "make that shorter", "in a few words", "tl dr", "simpler and shorter", "the short answer",
+    "way too long", "can you be brief", "only the main point", "one line please", "quick version",
+    "say it in five words", "shorten it",
 )  # fmt: skip
 LONGER = (
     "tell me more", "longer please", "more details", "can you say more", "go on", "more please", "longer",
     "explain more", "give me the long version", "that is too short",
+    "tell me more about that", "can you add some details", "elaborate", "a bit longer", "say more",
+    "that was short", "i need more than that", "more detail please", "and more about that",
+    "expand on that", "make it longer", "what more can you tell me",
 )  # fmt: skip
 WHY = (
     "why",
@@ -206,7 +242,10 @@ WHY = (
     "why should i",
     "why so",
     "and why",
-)
+    "why though", "why tho", "for what reason", "what makes you say that", "how so",
+    "why would that help", "is there a reason", "but why that", "whats the point of that", "reason",
+    "why exactly",
+)  # fmt: skip
 GIVE_EXAMPLE = (
     "for example?",
     "an example please",
@@ -214,19 +253,32 @@ GIVE_EXAMPLE = (
     "like what",
     "can you give an example",
     "example",
-)
-AS_LIST = ("as a list please", "make it a list", "list please", "can you make a list", "in bullet points")
+    "such as", "for instance", "eg", "give an example", "one example please", "show me an example",
+    "an example would be nice", "gimme an example", "what would that look like", "can i have an example",
+    "like",
+)  # fmt: skip
+AS_LIST = (
+    "as a list please", "make it a list", "list please", "can you make a list", "in bullet points",
+    "bullet points please", "can i get that as a list", "put it in a list", "as bullets", "list it",
+    "make a list of it", "in a list", "numbered list please", "bullet list",
+)  # fmt: skip
 FILLER_START = (
     "hi", "hello", "hey", "hey there", "good morning", "hi there", "ok", "so", "um", "well", "please",
     "quick question",
     "sorry to bother you", "hi, me again", "one question", "hello friend", "yo", "listen", "good evening",
     "hmm",
+    "oh hi", "excuse me", "dear model", "so anyway", "hey again", "ok so", "right", "you there",
+    "hi friend", "can i ask something", "guess what", "tell me", "morning", "evening",
+    "weird question maybe", "small thing", "ugh", "help", "be honest", "serious question",
 )  # fmt: skip
 FILLER_END = (
     "please", "thanks", "thank you", "pls", "i am new to this", "any ideas", "what do you think", "help",
     "thx",
     "i really do not know", "it is urgent", "just something small", "if you can", "lol", "haha", "asap",
     "for me",
+    "any thoughts", "what would you do", "i need to know soon", "surprise me", "keep it simple",
+    "nothing fancy", "i trust you", "be honest", "you decide", "and quick", "if that makes sense",
+    "any suggestions", "i am all ears", "hit me", "tell me",
 )  # fmt: skip
 FILLER_STORY = (
     "it has been a long day", "my friend told me to ask you", "i was thinking about this all day",
@@ -235,6 +287,12 @@ FILLER_STORY = (
     "i am a bit lost",
     "my day was busy", "the kids are finally asleep", "i just got home", "i saw it on tv", "it is my day off",
     "i have about an hour", "i am in the office right now", "my neighbor asked me the same",
+    "my boyfriend laughed at me", "i am on the bus right now", "we just moved here",
+    "i never did this before", "my mom is calling all the time",
+    "i had a weird dream",
+    "i could not find anything about it", "do not judge me", "i promised it to my wife",
+    "payday is far away", "i am a total beginner", "nobody could help me so far",
+    "i hope this is the right place",
 )  # fmt: skip
 OUTSIDE_POINTS = (
     "this is outside of what I know", "I never learned anything about that",
