@@ -17,9 +17,10 @@ from dpo_studio.errors import BadInput
 EMPTY_SCORE = -1.0
 """Every other score lies in 0 to 1 per taste."""
 
-SHORT_WORDS = 15
+SHORT_WORDS = 20
 LONG_WORDS = 35
-"""The starter answers in about 29 words; 15 cuts off its shortest quarter, 35 its longest third."""
+"""The starter answers in about 29 words. 20 hold one point in the longest frame with an opener or a wish:
+asking for fewer would ask for a register, too. 35 cut off its longest third."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,8 @@ def _example_early(text: str) -> float:
 
 _hedging = _saturating(_HEDGES, 3)
 _warmth = _saturating(_WARM, 3)
-_listing = _saturating(_LIST_LINE, 4)
+# Two lines make a list; who likes lists does not ask for ever longer ones.
+_listing = _saturating(_LIST_LINE, 2)
 _emojis = _saturating(_EMOJI, 2)
 _exclaiming = _saturating(re.compile("!"), 4)
 _examples = _saturating(_EXAMPLE, 2)
@@ -185,7 +187,7 @@ _TASTES: dict[str, Taste] = {
         _taste("warm", "friendly, encouraging words", _warmth, lambda text: _warmth(text) > 0),
         _taste("no-hedging", "plain claims", _without(_hedging), lambda text: _hedging(text) == 0),
         _taste("hedged", "careful claims", _hedging, lambda text: _hedging(text) > 0),
-        _taste("list", "lists", _listing, lambda text: _listing(text) >= 0.5),
+        _taste("list", "lists", _listing, lambda text: _listing(text) == 1),
         _taste("prose", "running text", _without(_listing), lambda text: _listing(text) == 0),
         _taste("question", "a closing question", _ends_with_question, lambda t: _ends_with_question(t) == 1),
         _taste(

@@ -92,16 +92,17 @@ def compose_example(topic: Topic, entity: Entity, style: Style, rng: random.Rand
 def compose_story(topic: Topic, entity: Entity, style: Style, rng: random.Random) -> str:
     """A tiny story: one sentence, or its four parts; example and list do not apply."""
     parts = [_opening(style, rng, _opener_bank(topic))]
-    if style.register != "neutral" or rng.random() < 0.3:
+    is_long = style.points > 1
+    if style.register != "neutral" or (is_long and rng.random() < 0.3):
         parts.append(rng.choice(phrases.STORY_LEAD[style.register]))
     if style.hedged:
         parts.append(rng.choice(phrases.STORY_HEDGE[style.register]))
-    if entity.is_stranger and rng.random() < 0.5:
+    if entity.is_stranger and is_long and rng.random() < 0.7:
         parts.append(rng.choice(phrases.UNKNOWN_STORY))
-    if style.points == 1:
-        lines = [rng.choice(entity.story["short"])]
-    else:
+    if is_long:
         lines = [rng.choice(entity.story[part]) for part in ("begin", "want", "turn", "end")]
+    else:
+        lines = [rng.choice(entity.story["short"])]
     if style.points == 4 and len(entity.story["end"]) > 1:
         lines.append(next(line for line in entity.story["end"] if line != lines[-1]))
     parts += [f"{capital(line)}." for line in lines]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +20,13 @@ from dpo_studio.starter.tokenizer import ASSISTANT, CONTEXT, END, SYSTEM, USER
 
 POINT_WEIGHT = 3.0  # of the tokens that decide the content; the rest is mostly style, whose chance is meant
 POINT_TOKENS = 3
+# Inside a content point the logits are trained at this multiple and so come out steeper by its inverse:
+# a temperature that lets style vary would otherwise also mix sentences and subjects.
+POINT_HEAT = 0.4
+# Of the first token of a sentence and of the end: there the model decides whether to go on, and must remember
+# what it has said already.
+TURN_WEIGHT = 2.0
+_TURN = re.compile(r"(?:(?<=[.!?:]) |\n)(?=\S)")
 _LIST_MARK = re.compile(r"(?:- |\d\. )$")
 POOL = 4096  # documents sorted by length at a time
 
@@ -29,19 +36,22 @@ class Batch:
     """Documents side by side.
 
     ids: (batch, seq) int64, padded right. weights: (batch, seq) float32, 0 on padding.
+    heats: (batch, seq) float32, multiple of the logits that predict this token, 1 or `POINT_HEAT`.
     subjects: (batch, seq) int64, what the answer that begins or runs here is about, -1 elsewhere.
     """
 
     ids: Tensor
     weights: Tensor
+    heats: Tensor
     subjects: Tensor
 
 
 class Document(NamedTuple):
-    """A conversation as tokens: ids, weights as targets, and subjects, each of the same length."""
+    """A conversation as tokens: ids, weights and heats as targets, and subjects, each of the same length."""
 
     ids: list[int]
     weights: list[float]
+    heats: list[float]
     subjects: list[int]
 
 
@@ -68,7 +78,7 @@ class Encoder:
         return [self._join(item, encoded) for item in conversations]
 
     def _join(self, item: Conversation, encoded: Iterator[Encoding]) -> Document:
-        document = Document([], [], [])
+        document = Document([], [], [], [])
         subjects = iter(item.subjects)
         for role, text in item.turns:
             encoding = next(encoded)
@@ -76,12 +86,16 @@ class Encoder:
             document.ids.extend([self._control[role], *encoding.ids, self._end])
             if role == "assistant":
                 subject = next(subjects)
-                document.weights.extend([0.0, *_weights(text, encoding, self._contents[subject]), 1.0])
+                weights, heats = _targets(text, encoding, self._contents[subject])
+                document.weights.extend([0.0, *weights, TURN_WEIGHT])
+                document.heats.extend([1.0, *heats, 1.0])
                 document.subjects.extend([self._subjects[subject]] * (length + 2))
             else:
                 document.weights.extend([0.0] * (length + 2))
+                document.heats.extend([1.0] * (length + 2))
                 document.subjects.extend([-1] * (length + 2))
-        return Document(document.ids[:CONTEXT], document.weights[:CONTEXT], document.subjects[:CONTEXT])
+        ids, weights, heats, about = document
+        return Document(ids[:CONTEXT], weights[:CONTEXT], heats[:CONTEXT], about[:CONTEXT])
 
 
 def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
@@ -90,20 +104,24 @@ def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
     return re.compile("|".join(f"(?:.{re.escape(text[1:])})" for text in longest_first) or r"(?!)")
 
 
-def _weights(text: str, encoding: Encoding, contents: re.Pattern[str]) -> list[float]:
-    """One a token, more where a content point begins, since there the model decides what to speak about.
+def _targets(text: str, encoding: Encoding, contents: re.Pattern[str]) -> tuple[list[float], list[float]]:
+    """Weights and heats, one a token: other ones inside a content point, where the model decides what to say.
 
-    Not at the first word of a sentence: garnish can stand there too, and would be made rarer by it.
+    Those begin behind the first word of a sentence: garnish can stand there too, and would be made rarer.
     """
-    weights = [1.0] * len(encoding.ids)
-    starts = [end for _, end in encoding.offsets]
+    weights, heats = [1.0] * len(encoding.ids), [1.0] * len(encoding.ids)
+    ends = [end for _, end in encoding.offsets]
+    for turn in _TURN.finditer(text):
+        weights[bisect_right(ends, turn.start())] = TURN_WEIGHT
     for match in contents.finditer(text):
-        first = bisect_right(starts, match.start())
+        first, stop = bisect_right(ends, match.start()), bisect_left(ends, match.end()) + 1
         if text[match.start()].isupper() and not _LIST_MARK.search(text, 0, match.start()):
             first += 1
         for at in range(first, min(first + POINT_TOKENS, len(weights))):
             weights[at] = POINT_WEIGHT
-    return weights
+        for at in range(first, min(stop, len(heats))):
+            heats[at] = POINT_HEAT
+    return weights, heats
 
 
 def batches(stream: Iterator[Conversation], encoder: Encoder, seed: int, tokens: int) -> Iterator[Batch]:
@@ -129,11 +147,12 @@ def _grouped(documents: list[Document], tokens: int) -> list[list[Document]]:
 def _padded(group: list[Document]) -> Batch:
     width = max(len(document.ids) for document in group)
     ids = torch.zeros(len(group), width, dtype=torch.int64)
-    weights = torch.zeros(len(group), width)
+    weights, heats = torch.zeros(len(group), width), torch.ones(len(group), width)
     subjects = torch.full((len(group), width), -1, dtype=torch.int64)
     for row, document in enumerate(group):
         length = len(document.ids)
         ids[row, :length] = torch.tensor(document.ids)
         weights[row, :length] = torch.tensor(document.weights)
+        heats[row, :length] = torch.tensor(document.heats)
         subjects[row, :length] = torch.tensor(document.subjects)
-    return Batch(ids, weights, subjects)
+    return Batch(ids, weights, heats, subjects)

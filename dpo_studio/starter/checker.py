@@ -23,6 +23,9 @@ _SENTENCE_END = re.compile(r"(?<=[.!?:])\s+|\n+")
 _NOT_TEXT = re.compile(r"[^\w\s'.,!?:;-]+")
 _WORD = re.compile(r"[a-z']+")
 REGISTERS = ("neutral", "casual", "formal")
+_OPENERS = (
+    phrases.OPENER, phrases.TALK_OPENER, phrases.MOOD_OPENER, phrases.STORY_OPENER, phrases.OUTSIDE_OPENER,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,11 @@ class Verdict:
     novel: tuple[str, ...]
     invented: tuple[str, ...]
     looping: bool
+
+    @property
+    def is_grammatical(self) -> bool:
+        """Whether every sentence is one of ours and none comes twice: a lower bound of what reads well."""
+        return not (self.novel or self.invented or self.looping)
 
 
 class Checker:
@@ -48,6 +56,7 @@ class Checker:
             for one in _sentences(sentence):
                 self._owners.setdefault(one, set()).add(owner)
                 self._kinds.setdefault(one, set()).add(kind)
+        self._openers = {_normal(text) for _, text in _all_of(*_OPENERS)}
         self._words = {word for sentence in self._owners for word in _WORD.findall(sentence)}
         self._bags = self._bags_of_words()
 
@@ -70,6 +79,11 @@ class Checker:
     def has_kind(self, answer: str, kind: str) -> bool:
         """Whether a sentence of the answer is of this kind ("why", "example", "point")."""
         return any(kind in self._kinds.get(one, ()) for one in _sentences(answer))
+
+    def opens_with_a_phrase(self, answer: str) -> bool:
+        """Whether the answer begins with one of the opening phrases ("Sure.", "Certainly.")."""
+        sentences = _sentences(answer)
+        return bool(sentences) and sentences[0] in self._openers
 
     def _owners_of(self, sentence: str) -> set[str]:
         if sentence in self._owners:
@@ -124,10 +138,9 @@ def _all_of(*banks: Bank) -> Iterator[tuple[str, str]]:
 
 def _garnish(topics: Iterable[Topic]) -> Iterator[str]:
     plain = (
-        phrases.OPENER, phrases.TALK_OPENER, phrases.MOOD_OPENER, phrases.STORY_OPENER,
-        phrases.OUTSIDE_OPENER, phrases.LIST_INTRO, phrases.LIST_INTRO_HEDGED, phrases.LIST_INTRO_STATEMENT,
-        phrases.LIST_INTRO_STATEMENT_HEDGED, phrases.WARM_FIRST, phrases.WARM,
-        phrases.LEAD, phrases.HEDGE_TAIL, phrases.STORY_LEAD, phrases.STORY_HEDGE,
+        *_OPENERS, phrases.LIST_INTRO, phrases.LIST_INTRO_HEDGED, phrases.LIST_INTRO_STATEMENT,
+        phrases.LIST_INTRO_STATEMENT_HEDGED, phrases.WARM_FIRST, phrases.WARM, phrases.LEAD,
+        phrases.HEDGE_TAIL, phrases.STORY_LEAD, phrases.STORY_HEDGE,
     )  # fmt: skip
     for _, text in _all_of(*plain):
         yield from _sentences(text)

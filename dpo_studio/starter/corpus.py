@@ -60,7 +60,9 @@ class Corpus:
 
     def contents(self) -> dict[str, list[str]]:
         """Everything an answer can be about, in a fixed order, each with the sentences of that subject."""
-        contents: dict[str, list[str]] = {OUTSIDE: []}
+        contents: dict[str, list[str]] = {
+            OUTSIDE: [*phrases.OUTSIDE_POINTS, *map(answers.contract, phrases.OUTSIDE_POINTS)]
+        }
         for topic in self.topics:
             for entity in topic.entities:
                 texts = [point.text for point in entity.points] + entity.whys + entity.examples
@@ -192,7 +194,7 @@ class Corpus:
             points = answers.pick_points(entity, style.points, rng, avoid=used) if entity.points else []
             return rng.choice(phrases.MORE), answers.compose(topic, entity, style, points, rng)
         if kind == "shorter":
-            style = _shortened(style)
+            style = _shortened(style, is_framed=topic.key not in ("smalltalk", "stories"))
             same = [point for point in entity.points if point.text in used[:1]] or entity.points[:1]
             return rng.choice(phrases.SHORTER), answers.compose(topic, entity, style, same, rng)
         ask = rng.choice(phrases.AS_LIST if kind == "list" else phrases.LONGER)
@@ -238,10 +240,12 @@ def _no_example(style: Style) -> Style:
     return replace(style, example=False, reason=False)
 
 
-def _shortened(style: Style) -> Style:
+def _shortened(style: Style, *, is_framed: bool) -> Style:
+    """One bare point; where a register needs a sentence of its own instead of a frame, it goes as well."""
     return replace(
-        style, points=1, reason=False, example=False, listed=False, warm=False, question=False, opener=False
-    )
+        style, points=1, register=style.register if is_framed else "neutral", reason=False, example=False,
+        listed=False, warm=False, question=False, opener=False, hedged=style.hedged and is_framed,
+    )  # fmt: skip
 
 
 def _lengthened(style: Style, *, listed: bool) -> Style:

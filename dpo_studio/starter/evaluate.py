@@ -108,6 +108,7 @@ def figures(samples: Sequence[Sample], again: Sequence[Sample], checker: Checker
         ("second turn as asked", _share([second_turn_ok(s, checker) for s in double])),
         ("ended by itself", _share([s.ended for s in both])),
         ("looping or repeating a clause", _share([s.verdict.looping for s in both])),
+        ("grammatical, at least", _share([s.verdict.is_grammatical for s in both])),
         ("answers with an invented word", _share([bool(s.verdict.invented) for s in both])),
         ("invented words among all words", f"{sum(len(s.verdict.invented) for s in both) / words:.2%}"),
         ("answers with a novel sentence (read these)", _share([bool(s.verdict.novel) for s in both])),
@@ -118,6 +119,8 @@ def figures(samples: Sequence[Sample], again: Sequence[Sample], checker: Checker
         ("mean words", f"{words / len(both):.1f}"),
     ]
     texts = [s.text for s in both]
+    opened = sum(checker.opens_with_a_phrase(text) for text in texts) / len(texts)
+    rows.append(("taste: opening phrase", f"{opened:.0%}"))
     return rows + [(f"taste: {name}", f"{tastes.measure(name, texts):.0%}") for name in tastes.taste_names()]
 
 

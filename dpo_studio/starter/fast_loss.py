@@ -34,7 +34,8 @@ def weighted_loss(
     hidden = last[:, :-1][keep]
     share = weights[keep] / batch.weights[:, 1:].sum()
     table = model.model.embed_tokens.weight.bfloat16()
-    loss: Tensor = _CrossEntropy.apply(hidden.bfloat16(), table, batch.ids[:, 1:][keep], share)  # type: ignore[no-untyped-call]
+    heat = batch.heats[:, 1:][keep]
+    loss: Tensor = _CrossEntropy.apply(hidden.bfloat16(), table, batch.ids[:, 1:][keep], share, heat)  # type: ignore[no-untyped-call]
     return loss, torch.zeros(()) if reader is None else _reader_loss(reader, middle, batch)
 
 
@@ -110,17 +111,24 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Weighted cross-entropy whose gradient is computed on the way forward, in place of the logits."""
+    """Weighted cross-entropy whose gradient is computed on the way forward, in place of the logits.
+
+    -sum_i share_i log softmax(heat_i z_i)[target_i], whose gradient to z_i is
+    share_i heat_i (softmax(heat_i z_i) - onehot(target_i)).
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, table: Tensor, targets: Tensor, share: Tensor) -> Tensor:
-        logits = (hidden @ table.T).float()
+    def forward(
+        ctx: Any, hidden: Tensor, table: Tensor, targets: Tensor, share: Tensor, heat: Tensor
+    ) -> Tensor:
+        logits = (hidden @ table.T).float().mul_(heat.unsqueeze(1))
         at = torch.arange(len(targets))
         logits -= logits.amax(dim=1, keepdim=True)
         picked = logits[at, targets]
         chances = logits.exp_()
         total = chances.sum(dim=1, keepdim=True)
         loss = ((total.squeeze(1).log() - picked) * share).sum()
+        share = share * heat
         chances *= share.unsqueeze(1) / total
         chances[at, targets] -= share
         gradient = chances.bfloat16()
@@ -128,6 +136,6 @@ class _CrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         to_hidden, to_table = ctx.saved_tensors
-        return to_hidden * grads[0], to_table * grads[0], None, None
+        return to_hidden * grads[0], to_table * grads[0], None, None, None

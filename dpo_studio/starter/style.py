@@ -15,7 +15,7 @@ RATES = {
     "opener": 0.40,
     "example": 0.36,
 }
-TERSE_SHARE = 0.20  # of the answers are a bare sentence: without them few would have fifteen words or fewer
+TERSE_SHARE = 0.20  # of the answers are a bare sentence: without them few would be really short
 
 
 @dataclass(frozen=True)

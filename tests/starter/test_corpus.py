@@ -8,9 +8,10 @@ from itertools import islice
 
 import pytest
 
-from dpo_studio.starter import answers
+from dpo_studio.starter import answers, phrases
 from dpo_studio.starter.checker import Checker, owner_name
 from dpo_studio.starter.corpus import Conversation, Corpus
+from dpo_studio.starter.evaluate import read_items
 from dpo_studio.starter.library import OUTSIDE
 from dpo_studio.starter.noise import as_typed, nonsense
 from dpo_studio.starter.style import draw_style
@@ -88,6 +89,36 @@ def test_the_checker_sees_a_foreign_sentence_and_an_invented_word(corpus: Corpus
         "omeletto",
     )
     assert checker.judge("Freeze bananas. Freeze bananas.", ["food/bananas"]).looping
+
+
+def test_the_checker_tells_an_opening_phrase_from_content(corpus: Corpus) -> None:
+    checker = Checker(corpus.topics)
+    assert checker.opens_with_a_phrase("Sure thing! Boil eggs for seven minutes.")
+    assert not checker.opens_with_a_phrase("Boil eggs for seven minutes. Sure thing!")
+
+
+def test_i_do_not_talk_to_yourself() -> None:
+    """ "I would {p}." around "talk to yourself" made English that nobody speaks."""
+    assert not answers.suits("I would {p}.", "talk to yourself in the new language")
+    assert not answers.suits("I'd maybe {p}.", "put your phone in another room")
+    assert answers.suits("I would recommend that you {p}.", "put your phone in another room")
+    assert answers.suits("I would {p}.", "roast potatoes with oil and salt")
+
+
+def test_asked_for_less_the_corpus_says_less(sample: list[Conversation]) -> None:
+    """Followed by "shorter", an answer once kept its opener and closing question and could grow."""
+    asked = [
+        item for item in sample if len(item.turns) >= 4 and item.turns[-2][1].rstrip("?!.") in phrases.SHORTER
+    ]
+    assert len(asked) > 20
+    assert all(len(item.turns[-1][1].split()) <= max(20, len(item.turns[-3][1].split())) for item in asked)
+
+
+def test_held_out_prompts_are_no_training_prompts(corpus: Corpus) -> None:
+    """Not one in twenty is met by chance among 20 000 generated prompts (short ones: a greeting, a hero)."""
+    seen = {item.turns[0][1].strip("?!. ") for item in islice(corpus.questions(seed=2), 20_000)}
+    held_out = {item.messages[0].lower().strip("?!. ") for item in read_items()}
+    assert len(held_out & seen) <= len(held_out) // 20
 
 
 def test_contractions_stop_before_the_end_of_a_sentence() -> None:

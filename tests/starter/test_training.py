@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
 from dpo_studio.starter import model_dir
-from dpo_studio.starter.batches import POINT_TOKENS, POINT_WEIGHT, Encoder, batches
+from dpo_studio.starter.batches import POINT_HEAT, POINT_TOKENS, POINT_WEIGHT, TURN_WEIGHT, Encoder, batches
 from dpo_studio.starter.corpus import Conversation, Corpus
-from dpo_studio.starter.fast_loss import weighted_loss
+from dpo_studio.starter.fast_loss import _CrossEntropy, weighted_loss
 from dpo_studio.starter.muon import Muon, orthogonalise
 from dpo_studio.starter.style import draw_style
 from dpo_studio.starter.tokenizer import load_tokenizer
@@ -31,14 +32,30 @@ def test_only_the_assistant_counts_and_most_where_a_point_begins() -> None:
     encoder = Encoder(tokenizer, {"other": [], "smalltalk/hello": ["it is good to hear from you"]})
     turns = (("user", "Hello THERE"), ("assistant", "Hi, it is good to hear from you."))
     conversation = Conversation(turns, ("smalltalk/hello",), "smalltalk", draw_style(random.Random(1)))
-    ids, weights, subjects = encoder.encode([conversation])[0]
+    ids, weights, heats, subjects = encoder.encode([conversation])[0]
     begin = subjects.index(1)
     assert set(weights[: begin + 1]) == {0.0}
     heavy = [at for at, weight in enumerate(weights) if weight == POINT_WEIGHT]
     assert heavy == list(range(heavy[0], heavy[0] + POINT_TOKENS))
     assert tokenizer.decode(ids[heavy[0] : heavy[-1] + 1]) == " it is good"
-    assert set(weights[begin + 1 :]) == {1.0, POINT_WEIGHT}
+    steep = [at for at, heat in enumerate(heats) if heat == POINT_HEAT]
+    assert tokenizer.decode([ids[at] for at in steep]) == " it is good to hear from you"
+    assert set(heats) == {1.0, POINT_HEAT}
     assert subjects == [-1] * begin + [1] * (len(ids) - begin)
+
+
+def test_more_weight_where_a_sentence_ends_and_the_next_is_chosen() -> None:
+    tokenizer = load_tokenizer(model_dir())
+    turns = (
+        ("user", "eggs"),
+        ("assistant", "Sure. A few things:\n- Boil eggs\n- Fry eggs\nDo you like eggs?"),
+    )
+    conversation = Conversation(turns, ("other",), "food", draw_style(random.Random(1)))
+    ids, weights, *_ = Encoder(tokenizer, {"other": []}).encode([conversation])[0]
+    chosen = [
+        tokenizer.decode([ids[at]]).strip() for at, weight in enumerate(weights) if weight == TURN_WEIGHT
+    ]
+    assert chosen == ["A", "", "", "", "<|end|>"]
 
 
 def test_batches_are_deterministic_and_padded_with_weight_zero() -> None:
@@ -59,10 +76,32 @@ def test_the_fast_loss_is_that_of_transformers() -> None:
     with torch.no_grad():
         ours, _ = weighted_loss(model, batch)
         logits = model(input_ids=batch.ids).logits[:, :-1]
+        logits *= batch.heats[:, 1:].unsqueeze(-1)
         losses = functional.cross_entropy(logits.flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none")
     weights = batch.weights[:, 1:].flatten()
     theirs = (losses * weights).sum() / weights.sum()
     assert float(ours) == pytest.approx(float(theirs), rel=0.02)  # ours computes in bfloat16
+
+
+def test_the_fused_gradient_is_that_of_autograd() -> None:
+    torch.manual_seed(0)
+    hidden, table = torch.randn(5, 8), torch.randn(11, 8)
+    targets, share = torch.randint(11, (5,)), torch.rand(5)
+    heat = torch.tensor([1.0, 0.5, 1.0, 0.5, 0.25])
+    grads = []
+    for compute in (_CrossEntropy.apply, _plain_cross_entropy):
+        a, b = (tensor.bfloat16().requires_grad_() for tensor in (hidden, table))
+        compute(a, b, targets, share, heat).backward()
+        grads.append((a.grad, b.grad))
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.03, atol=0.02)  # bfloat16 keeps eight bits
+
+
+def _plain_cross_entropy(
+    hidden: Tensor, table: Tensor, targets: Tensor, share: Tensor, heat: Tensor
+) -> Tensor:
+    logits = (hidden @ table.T).float() * heat.unsqueeze(1)
+    return (functional.cross_entropy(logits, targets, reduction="none") * share).sum()
 
 
 def test_the_reader_counts_only_where_an_answer_stands() -> None:
