@@ -1,241 +1,133 @@
 """Does a vote change the model, by how much, at what price? Simulated labelers, real engine, real worker.
 
-    python -m benchmarks.tastes --tastes shorter,question --votes 25,50,100,200 --flips 0,0.15
+    python -m benchmarks.tastes --votes 25,50,100,200 --flips 0,0.15 --out rows.jsonl
+    python -m benchmarks.tastes --disagree --out rows.jsonl        two halves that want opposite things
+    python -m benchmarks.tastes --rounds 3 --out rows.jsonl        fresh votes from the live version each time
+    python -m benchmarks.tastes --then "shorter>longer" --out rows.jsonl               a change of mind
+    python -m benchmarks.tastes --sweep '{"beta": [0.05, 0.2]}' --in-process --out sweep.jsonl
+    python -m benchmarks.taste_table rows.jsonl                    the rows as Markdown
 
-For each taste: sample pairs from base on the labeling prompts, let the taste vote (a share flipped, ties
-not counted), train one round in the real worker process with the default settings, and compare base and
-the new version on prompts that were never labeled: how often the answer has the property (95 % Wilson
-interval), mean words, KL per token, seconds and CPU seconds of the round. The last line is JSON.
+For each taste: vote on pairs sampled from what is live (a share flipped, ties not counted), train in the real
+worker process with the default settings, and compare base with the candidate on prompts that were never
+labeled. Rows are appended to `--out` one by one; a run that was killed goes on where it was, and several
+processes share the work by `--shard 0/2` and `--shard 1/2`.
+
+Settings are tuned on half of the tastes and half of the prompts (`--half tuning`, which `--sweep` takes for
+granted) and reported on the others (`--half reporting`) or on prompts of a file of their own (`--prompts`).
 """
 
 import argparse
 import json
-import math
-import os
-import random
-import resource
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from benchmarks.evaluation import EVALUATION, Evaluation, Half
 from benchmarks.sampler import Sampler
-from dpo_studio import starter
-from dpo_studio.domain.chat import Message
-from dpo_studio.domain.codec import from_json, to_json
-from dpo_studio.domain.preference import Choice, PreferencePair, SampledText
-from dpo_studio.domain.round import RoundJob, RoundReport, TrainSettings, preset_for
-from dpo_studio.files import read_json, write_json
-from dpo_studio.paths import RoundPaths
-from dpo_studio.rounds.snapshot import write_snapshot
-from dpo_studio.tastes import Taste, get_taste, taste_names
+from benchmarks.taste_round import Training
+from benchmarks.taste_rows import RowFile
+from benchmarks.taste_runs import Bench, Plan
+from benchmarks.taste_table import header_of, line_of
+from dpo_studio.domain.round import preset_for
+from dpo_studio.tastes import taste_names
 
-EVALUATION = Path(starter.__file__).parent / "eval_prompts.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One round of one taste."""
-
-    taste: str
-    votes: int
-    shown: int
-    """Comparisons shown until that many were decided."""
-    flips: float
-    base_rate: float
-    live_rate: float
-    low: float
-    high: float
-    base_words: float
-    live_words: float
-    kl_per_token: float
-    heldout_accuracy: float
-    seconds: float
-    cpu_seconds: float
-    ended: float
+TUNING = ("shorter", "formal", "question", "hedged", "list", "emoji", "no-question")
+"""Tastes that settings may be chosen by: hard ones (shorter) and easy ones (no-question)."""
+REPORTING = tuple(name for name in taste_names() if name not in TUNING)
+MINDS = "shorter>longer,formal>warm,question>no-question,list>prose,hedged>no-hedging"
 
 
 def main() -> None:
     arguments = parse_arguments()
+    half: Half = "tuning" if arguments.sweep else arguments.half
     sampler = Sampler(arguments.model)
-    prompts = read_evaluation_prompts()
-    base_texts = [answers[0].text for answers in sampler.answers(prompts, "base")]
-    settings = replace(preset_for(count_parameters(sampler)), **json.loads(arguments.settings))
-    rows = []
-    say(f"{len(prompts)} evaluation prompts; {settings}")
-    say(HEADER)
-    for name in arguments.tastes.split(","):
-        for flips in numbers(arguments.flips):
-            for votes in numbers(arguments.votes):
-                row = run_taste(sampler, get_taste(name), int(votes), flips, prompts, base_texts, settings)
-                rows.append(row)
-                say(line_of(row))
-    say(json.dumps({"settings": to_json(settings), "rows": [asdict(row) for row in rows]}))
+    evaluation = Evaluation(arguments.prompts, half, arguments.samples)
+    preset = Training(preset_for(sampler.num_parameters), is_in_process=arguments.in_process)
+    training = change(preset, json.loads(arguments.settings))
+    bench = Bench(sampler, evaluation, training, arguments.pools, seed=arguments.seed)
+    rows = RowFile(arguments.out)
+    tastes = arguments.tastes.split(",") if arguments.tastes else default_tastes(half)
+    say(f"{len(evaluation.prompts)} evaluation prompts of {evaluation.name}; {training}")
+    say(header_of())
+    part, parts = map(int, arguments.shard.split("/"))
+    work = [
+        (changed, plan)
+        for changed in sweep(training, json.loads(arguments.sweep or "{}"))
+        for plan in plans(arguments, tastes)
+    ]
+    for changed, plan in work[part::parts]:
+        run(bench.with_training(changed), plan, rows)
 
 
-def run_taste(
-    sampler: Sampler,
-    taste: Taste,
-    num_votes: int,
-    flips: float,
-    prompts: Sequence[tuple[Message, ...]],
-    base_texts: Sequence[str],
-    settings: TrainSettings,
-) -> Row:
-    """Label, train, measure."""
-    pairs, shown = label(sampler, taste, num_votes, flips)
-    with tempfile.TemporaryDirectory() as folder:
-        paths = RoundPaths(Path(folder) / "0001")
-        report, seconds, cpu_seconds = train(sampler, pairs, paths, settings)
-        sampler.load("candidate", paths.adapter)
-        completions = [answers[0] for answers in sampler.answers(prompts, "candidate")]
-        sampler.unload("candidate")
-    texts = [completion.text for completion in completions]
-    hits = sum(taste.shows(text) for text in texts)
-    low, high = wilson(hits, len(texts))
-    return Row(
-        taste=taste.name,
-        votes=num_votes,
-        shown=shown,
-        flips=flips,
-        base_rate=sum(taste.shows(text) for text in base_texts) / len(base_texts),
-        live_rate=hits / len(texts),
-        low=low,
-        high=high,
-        base_words=mean_words(base_texts),
-        live_words=mean_words(texts),
-        kl_per_token=report.candidate_probe.kl_per_token if report.candidate_probe else math.nan,
-        heldout_accuracy=report.metrics.get("heldout/rewards/accuracies", math.nan),
-        seconds=seconds,
-        cpu_seconds=cpu_seconds,
-        ended=sum(completion.finish_reason == "stop" for completion in completions) / len(completions),
-    )
+def run(bench: Bench, plan: Plan, rows: RowFile) -> None:
+    """Measure a plan unless all its rows are there; a broken chain begins again."""
+    if all(key in rows for key in bench.keys(plan)):
+        return
+    for row in bench.run(plan):
+        rows.add(row)
+        say(line_of(row))
 
 
-def label(sampler: Sampler, taste: Taste, num_votes: int, flips: float) -> tuple[list[PreferencePair], int]:
-    """`num_votes` decided votes on pairs of base samples, and how many comparisons that took."""
-    rng = random.Random(f"{taste.name}-{flips}")
-    conversations = [(Message("user", text),) for text in starter.seed_prompts()]
-    pairs: list[PreferencePair] = []
-    shown = 0
-    while len(pairs) < num_votes:
-        rng.shuffle(conversations)
-        answered = sampler.answers(conversations, "base", n=2)
-        for messages, (first, second) in zip(conversations, answered, strict=True):
-            if len(pairs) == num_votes:
-                break
-            shown += 1
-            choice = taste.prefers(first.text, second.text, flips, rng)
-            if choice is Choice.TIE:
-                continue
-            won, lost = (first, second) if choice is Choice.A else (second, first)
-            pairs.append(
-                PreferencePair(
-                    pair_id=f"{shown:05d}",
-                    messages=messages,
-                    chosen=SampledText(won.text, won.token_ids, "base"),
-                    rejected=SampledText(lost.text, lost.token_ids, "base"),
-                    vote_ids=(f"{shown:05d}",),
-                    labelers=(taste.name,),
-                )
-            )
-    return pairs, shown
+def plans(arguments: argparse.Namespace, tastes: list[str]) -> Iterator[Plan]:
+    """What to do with one setting, the numbers of votes in the order given."""
+    flips = [float(part) for part in arguments.flips.split(",")]
+    for votes in [int(part) for part in arguments.votes.split(",")]:
+        if arguments.disagree:
+            yield from (Plan("disagree", name, (name,), votes, is_divided=True) for name in tastes)
+        elif arguments.rounds > 1:
+            yield from (Plan("rounds", name, (name,) * arguments.rounds, votes) for name in tastes)
+        elif arguments.then:
+            for change in arguments.then.split(","):
+                yield Plan("then", change, tuple(change.split(">")), votes)
+        else:
+            yield from (Plan("plain", name, (name,), votes, share) for share in flips for name in tastes)
 
 
-def train(
-    sampler: Sampler, pairs: Sequence[PreferencePair], paths: RoundPaths, settings: TrainSettings
-) -> tuple[RoundReport, float, float]:
-    """The real worker on a real folder; report, wall seconds, CPU seconds."""
-    snapshot = write_snapshot(pairs, paths, 0.15)
-    job = RoundJob(
-        round=1,
-        model=sampler.base.source,
-        model_sha256=sampler.base.model_sha256,
-        settings=settings,
-        train_sha256=snapshot.train_sha256,
-        heldout_sha256=snapshot.heldout_sha256,
-        num_train=snapshot.num_train,
-        num_heldout=snapshot.num_heldout,
-        probe_prompts=starter.smoke_prompts(),
-    )
-    write_json(paths.job, to_json(job))
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    start = time.monotonic()
-    command = [sys.executable, "-m", "dpo_studio.training.worker", str(paths.root)]
-    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-    ) as process:
-        process.wait()
-    seconds = time.monotonic() - start
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    report = from_json(RoundReport, read_json(paths.report))
-    assert report.ok, report.reason
-    cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return report, seconds, cpu_seconds
+def sweep(training: Training, factors: dict[str, list[Any]] | list[dict[str, Any]]) -> Iterator[Training]:
+    """The settings as they are, then with one factor changed at a time, or with each of a list of changes."""
+    if isinstance(factors, dict):
+        factors = [{name: value} for name, values in factors.items() for value in values]
+    yield from dict.fromkeys([training, *(change(training, factor) for factor in factors)])
 
 
-def wilson(hits: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927)."""
-    share = hits / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return centre - half, centre + half
+def change(training: Training, changes: dict[str, Any]) -> Training:
+    """Other settings; `drift_budget` counts as one, although it is a constant of the product."""
+    settings = {name: value for name, value in changes.items() if name != "drift_budget"}
+    budget = changes.get("drift_budget", training.drift_budget)
+    assert budget is None or training.is_in_process, "drift_budget needs --in-process"
+    return replace(training, settings=replace(training.settings, **settings), drift_budget=budget)
 
 
-def read_evaluation_prompts() -> list[tuple[Message, ...]]:
-    """First turns of the hand-written prompts; none of them is in the label queue."""
-    rows = [json.loads(line) for line in EVALUATION.read_text("utf-8").splitlines()]
-    return [(Message("user", row["messages"][0]),) for row in rows if not row.get("outside")]
-
-
-def count_parameters(sampler: Sampler) -> int:
-    return int(sum(parameter.numel() for parameter in sampler.base.model.parameters()))
-
-
-def mean_words(texts: Sequence[str]) -> float:
-    return sum(len(text.split()) for text in texts) / len(texts)
-
-
-def numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
-
-
-HEADER = (
-    "| taste | votes | flips | shown | base → live | 95 % | words | KL/token | held-out | ended | s | CPU-s |"
-    "\n|---|---|---|---|---|---|---|---|---|---|---|---|"
-)
-
-
-def line_of(row: Row) -> str:
-    """One line of the table."""
-    cells = (
-        row.taste,
-        row.votes,
-        f"{row.flips:.0%}",
-        row.shown,
-        f"{row.base_rate:.0%} → **{row.live_rate:.0%}**",
-        f"{row.low:.0%}–{row.high:.0%}",
-        f"{row.base_words:.1f} → {row.live_words:.1f}",
-        f"{row.kl_per_token:.2f}",
-        f"{row.heldout_accuracy:.2f}",
-        f"{row.ended:.1%}",
-        f"{row.seconds:.0f}",
-        f"{row.cpu_seconds:.0f}",
-    )
-    return f"| {' | '.join(str(cell) for cell in cells)} |"
+def default_tastes(half: Half) -> list[str]:
+    return list({"tuning": TUNING, "reporting": REPORTING, "all": taste_names()}[half])
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", default="starter")
-    parser.add_argument("--tastes", default=",".join(taste_names()))
-    parser.add_argument("--votes", default="100")
-    parser.add_argument("--flips", default="0")
-    parser.add_argument("--settings", default="{}", help='JSON over the preset, e.g. {"beta": 0.2}')
+    add = parser.add_argument
+    add("--model", default="starter", help="as `dpo-studio serve` takes it")
+    add("--tastes", default="", help="names, also joined by + (default: those of the half)")
+    add("--votes", default="100", help="decided votes of each round")
+    add("--flips", default="0", help="shares of votes that come out wrong; for plain runs")
+    add("--settings", default="{}", help='JSON over the preset, e.g. {"beta": 0.2}')
+    add("--prompts", type=Path, default=EVALUATION, help="evaluation prompts, JSON lines: messages, accept")
+    add("--half", choices=("tuning", "reporting", "all"), default="all", help="of the prompts and tastes")
+    add("--samples", type=int, default=2, help="answers to each evaluation prompt")
+    add("--out", type=Path, help="JSON lines; rows that are there are skipped")
+    add("--shard", default="0/1", help="which part of the work, of how many")
+    add("--seed", type=int, default=0, help="of the voters and the labeled samples")
+    add("--pools", type=Path, default=Path(tempfile.gettempdir()) / "dpo-studio-pools", help="kept samples")
+    add("--in-process", action="store_true", help="train without a worker process (quicker, for sweeps)")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--disagree", action="store_true", help="half of the voters want the opposite")
+    kind.add_argument("--rounds", type=int, default=1, help="rounds in a row, votes on the live version")
+    kind.add_argument("--then", nargs="?", const=MINDS, default="", help=f"changes of mind ({MINDS})")
+    kind.add_argument(
+        "--sweep", default="", help='JSON: {"beta": [0.05, 0.2]} or [{"beta": 0.2, "epochs": 6}]'
+    )
     return parser.parse_args()
 
 

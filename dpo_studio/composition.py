@@ -49,6 +49,9 @@ from dpo_studio.web.server import address_of, bind, run_server
 
 GC_EVERY_S = 120.0
 """Gradio's sessions are cyclic garbage that outgrows the automatic collector."""
+RESTART_S = 5.0
+"""Between the death of a background task and its next life: a bug that strikes again fills no log."""
+Work = Callable[[], Coroutine[Any, Any, None]]
 logger = logging.getLogger(__name__)
 
 
@@ -128,7 +131,7 @@ async def running(runtime: Runtime) -> AsyncIterator[Studio]:
     """Start the engine (it loads in the background) and the round runner: enough for one command."""
     await runtime.engine.start()
     try:
-        async with _tasks(rounds=runtime.studio.rounds.run()):
+        async with _tasks(rounds=runtime.studio.rounds.run):
             yield runtime.studio
     finally:
         await runtime.engine.stop()
@@ -138,7 +141,7 @@ async def running(runtime: Runtime) -> AsyncIterator[Studio]:
 @contextlib.asynccontextmanager
 async def attended(runtime: Runtime) -> AsyncIterator[None]:
     """What a studio with visitors does by itself: prepare comparisons, start rounds by the clock."""
-    async with _tasks(factory=runtime.factory.run(), garbage=_collect_garbage()):
+    async with _tasks(factory=runtime.factory.run, garbage=_collect_garbage):
         runtime.ticker.start()
         try:
             yield
@@ -147,17 +150,25 @@ async def attended(runtime: Runtime) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _tasks(**works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Background tasks for the length of the block. One that ends by an error is logged at once."""
-    tasks = [asyncio.create_task(work, name=name) for name, work in works.items()]
-    for task in tasks:
-        task.add_done_callback(_log_death)
+async def _tasks(**works: Work) -> AsyncIterator[None]:
+    """Background tasks for the length of the block. One that ends by an error starts again."""
+    tasks = [asyncio.create_task(_kept_alive(name, work), name=name) for name, work in works.items()]
     try:
         yield
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _kept_alive(name: str, work: Work) -> None:
+    """Do `work` until it returns. A bug in it costs a pause and a line in the log, not the studio's loop."""
+    while True:
+        try:
+            return await work()
+        except Exception:
+            logger.exception("the task %s ended by an error and starts again in %g s", name, RESTART_S)
+            await asyncio.sleep(RESTART_S)
 
 
 def _build_serving(settings: Settings, database: Database) -> tuple[EngineSupervisor, DeploymentService]:
@@ -216,11 +227,6 @@ async def _collect_garbage() -> None:
         gc.collect()
 
 
-def _log_death(task: "asyncio.Task[None]") -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("the task %s ended by an error", task.get_name(), exc_info=error)
-
-
 def _readable(template: Path) -> Path:
     if not template.is_file():
         raise SettingsError(f"chat_template: expected a readable file, found {template}")
@@ -243,7 +249,7 @@ def serve(settings: Settings) -> None:
             async with (
                 running(runtime),
                 attended(runtime),
-                _tasks(report=report_loading(runtime.engine, _say)),
+                _tasks(report=lambda: report_loading(runtime.engine, _say)),
             ):
                 yield
 

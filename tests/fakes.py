@@ -2,8 +2,10 @@
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dpo_studio.domain.chat import (
     Completion,
@@ -13,7 +15,10 @@ from dpo_studio.domain.chat import (
     SampleFinished,
     TextDelta,
 )
+from dpo_studio.domain.round import TrainSettings
 from dpo_studio.errors import EngineUnavailable, ModelError
+from dpo_studio.services.training_choice import applied, choice_of
+from dpo_studio.services.views import TrainingChoice, TrainingView
 
 WORDS = [
     "soup",
@@ -45,6 +50,7 @@ class FakeEngine:
         self._open.set()
         self.state = "ready"
         self.model_sha256 = "sha256:model"
+        self.num_parameters = 3_000_000
 
     @property
     def status(self) -> EngineStatus:
@@ -57,7 +63,7 @@ class FakeEngine:
             device="cpu",
             dtype="float32",
             context_length=512,
-            num_parameters=3_000_000,
+            num_parameters=self.num_parameters,
             loaded=tuple(self.loaded),
         )
 
@@ -107,3 +113,27 @@ class FakeEngine:
             " ".join(random.Random(f"{seed}-{index}").choices(WORDS, k=5)) + f" {request.version}"
             for index in range(request.n)
         ]
+
+
+class FakeTraining:
+    """The choice of training settings, held in memory; refuses what the real one refuses."""
+
+    def __init__(self) -> None:
+        self.preset = choice_of(TrainSettings())
+        self.choice = self.preset
+        self.actors: list[str] = []
+
+    def view(self) -> TrainingView:
+        return TrainingView(self.choice, self.preset)
+
+    def change(self, choice: TrainingChoice, *, actor: str) -> TrainingView:
+        applied(choice, TrainSettings())
+        self.actors.append(actor)
+        self.choice = choice
+        return self.view()
+
+    def choose(self, changes: Mapping[str, Any], *, actor: str) -> TrainingView:
+        return self.change(replace(self.preset, **changes), actor=actor)
+
+    def reset(self, *, actor: str) -> TrainingView:
+        return self.choose({}, actor=actor)

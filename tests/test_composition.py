@@ -1,15 +1,22 @@
 """Wiring: one owner per storage folder, and every refusal before anything runs."""
 
+import asyncio
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from dpo_studio.composition import build, owned_storage, report_loading
+from dpo_studio import composition
+from dpo_studio.composition import attended, build, owned_storage, report_loading, running
 from dpo_studio.domain.round import TrainSettings
 from dpo_studio.errors import SettingsError, StorageError
+from dpo_studio.rounds.schedule import Ticker
+from dpo_studio.services.pair_factory import PairFactory
+from dpo_studio.services.rounds import RoundService
 from dpo_studio.settings import load_settings
 from dpo_studio.store import audit, rounds, versions
 from dpo_studio.store.database import Database
@@ -86,6 +93,47 @@ def plant_live_version(database: Database) -> None:
         number = rounds.create_round("test", TrainSettings(), now=now, session=session).number
         versions.add_version("v1", round_number=number, now=now, session=session)
         versions.set_live("v1", expected_serial=0, actor="test", now=now, session=session)
+
+
+class RestingEngine:
+    """Stands in for the supervisor where no model is needed."""
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("part", "step"),
+    [(PairFactory, "_neediest"), (RoundService, "_next_queued"), (RoundService, "_is_round_due")],
+    ids=["pair factory", "round watcher", "clock"],
+)
+async def test_a_background_loop_that_dies_of_a_bug_lives_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    part: type,
+    step: str,
+) -> None:
+    """The factory and the watcher of rounds ended for good at their first unexpected exception."""
+    monkeypatch.setattr(composition, "RESTART_S", 0.01)
+    loop, is_back, deaths = asyncio.get_running_loop(), asyncio.Event(), list[str]()
+
+    def fragile(_self: object, *_arguments: object) -> None:
+        if not deaths:
+            deaths.append(step)
+            raise KeyError("a bug of ours")
+        loop.call_soon_threadsafe(is_back.set)
+
+    monkeypatch.setattr(part, step, fragile)
+    built = build(load_settings(storage=tmp_path))
+    ticker = Ticker(built.studio.rounds.tick, 0.05)
+    runtime = replace(built, engine=cast(Any, RestingEngine()), ticker=ticker)
+    async with running(runtime), attended(runtime):
+        await asyncio.wait_for(is_back.wait(), 5)
+    assert "a bug of ours" in caplog.text
 
 
 async def test_loading_is_reported_a_line_per_change() -> None:

@@ -109,7 +109,7 @@ def write_chunks(file: Path, chunks: Iterable[bytes]) -> int:
 def _outcome(result: ImportResult, noun: str) -> str:
     parts = [_count(result.new, noun)]
     if result.duplicates:
-        parts.append(f"{result.duplicates} known already")
+        parts.append(f"{result.duplicates} already here")
     if result.unusable:
         parts.append(f"{result.unusable} that rank nothing")
     return ", ".join(parts)

@@ -53,9 +53,13 @@ def _published(settings: Settings, version: str) -> Path:
 
 def _write_merged(settings: Settings, adapter: Path | None, folder: Path) -> None:
     # Torch is loaded only by those who merge.
+    from transformers.utils.logging import disable_progress_bar
+
     from dpo_studio.modeling.adapters import load_lora
     from dpo_studio.modeling.base_model import load_base
 
+    # The command answers with one line; bars of libraries between are noise, most of all in a log.
+    disable_progress_bar()
     template = str(settings.chat_template) if settings.chat_template else None
     base = load_base(settings.model, device=settings.device, dtype=settings.dtype, chat_template=template)
     model = base.model

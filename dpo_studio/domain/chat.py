@@ -3,6 +3,7 @@
 The web process speaks to a model only through `ChatEngine`; it never sees a tensor or a token string.
 """
 
+import re
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,10 @@ Priority = Literal["live", "background"]
 
 BASE = "base"
 """Name of the version without any adapter."""
+
+_SILENT = re.compile("[\x00-\x08\x0e-\x1b\x7f\ud800-\udfff]")
+_SPACING = re.compile("[\x0b-\x0d\x1c-\x1f]")
+_BETWEEN_WORDS = re.compile(rf"(?<=\S){_SPACING.pattern}+(?=\S)")
 
 MAX_PROMPT_CHARS = 32_000
 """Refused above this before the tokenizer sees it; the model's context is a second, tighter limit."""
@@ -151,8 +156,8 @@ class ChatEngine(Protocol):
 def check_conversation(messages: Sequence[Message]) -> tuple[Message, ...]:
     """Refuse what no model can answer: empty, over-long, or with turns out of order.
 
-    Control characters other than tab and newline are removed, as browsers paste them by accident and
-    no tokenizer was trained on them. Returns the cleaned messages.
+    Control characters other than tab and newline are removed (see `clean_text`), as browsers paste them by
+    accident and no tokenizer was trained on them. Returns the cleaned messages.
     """
     if not messages:
         raise BadInput("messages: expected at least one message, found none")
@@ -176,9 +181,13 @@ def check_conversation(messages: Sequence[Message]) -> tuple[Message, ...]:
 
 
 def clean_text(text: str) -> str:
-    """Text without control characters and lone surrogates; tabs and newlines stay."""
-    kept = "".join(c for c in text if c in "\t\n" or (ord(c) >= 32 and ord(c) != 127))
-    return kept.encode("utf-8", "ignore").decode("utf-8")
+    """Text without control characters and lone surrogates; tabs and newlines stay.
+
+    Where a control character that counts as white space (a page or line break of a word processor) is all
+    that stands between two words, a blank takes its place.
+    """
+    kept = _SILENT.sub("", text)
+    return _SPACING.sub("", _BETWEEN_WORDS.sub(" ", kept))
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:

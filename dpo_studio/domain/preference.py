@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from dpo_studio.domain.chat import Message
+from dpo_studio.errors import BadInput
 
 
 class Choice(StrEnum):
@@ -65,6 +66,13 @@ class PreferencePair:
     rejected: SampledText
     vote_ids: tuple[str, ...]
     labelers: tuple[str, ...]
+    chosen_probability: float = 1.0
+    """That the chosen response is the better one, 0 to 1; below 1 where labelers disagreed. Whether a round
+    uses it is one of its settings."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.chosen_probability <= 1:
+            raise BadInput(f"chosen_probability: expected 0 to 1, found {self.chosen_probability}")
 
 
 def pairs_of(comparison: JudgedComparison) -> tuple[PreferencePair, ...]:
@@ -73,6 +81,9 @@ def pairs_of(comparison: JudgedComparison) -> tuple[PreferencePair, ...]:
     The winning choice is the one with strictly more votes than any other, skips not counted. An edit of
     the newest vote with that choice joins in: edit ≻ winner and winner ≻ loser; for "both bad" edit ≻ a
     and edit ≻ b (an edit equal to a side gives no pair with it). Sides of the same text give nothing.
+
+    The pair of the two sides carries the share of votes for its chosen response, a tie counting half for
+    each; an edit is sure to be better than what it mends.
     """
     votes = [vote for vote in comparison.votes if vote.choice is not Choice.SKIP]
     winner = _majority([vote.choice for vote in votes])
@@ -95,10 +106,18 @@ def pairs_of(comparison: JudgedComparison) -> tuple[PreferencePair, ...]:
             rejected=rejected,
             vote_ids=tuple(vote.vote_id for vote in supporters),
             labelers=tuple(vote.labeler for vote in supporters),
+            chosen_probability=_share_of(winner, votes) if kind == "vote" else 1.0,
         )
         for kind, chosen, rejected in candidates
         if chosen is not None and chosen.text.strip() != rejected.text.strip() and chosen.text.strip()
     )
+
+
+def _share_of(side: Choice, votes: Sequence[VoteRecord]) -> float:
+    """Of the votes that compare the sides, those for `side`; at least one is."""
+    count = Counter(vote.choice for vote in votes)
+    ties = count[Choice.TIE]
+    return (count[side] + ties / 2) / (count[Choice.A] + count[Choice.B] + ties)
 
 
 def _majority(choices: Sequence[Choice]) -> Choice | None:

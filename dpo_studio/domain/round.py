@@ -50,7 +50,7 @@ class TrainSettings:
     sft_weight: float = 0.0
     """Weight of the mean negative log-likelihood of the chosen response."""
     learning_rate: float = 2e-3
-    """For the starter model; models above 100M parameters want about 5e-5, above 1B 1e-5."""
+    """For models of a few million parameters; above 100M about 5e-5, above 1B 1e-5."""
     epochs: int = 4
     batch_size: int = 8
     """Preference pairs per optimiser step."""
@@ -64,6 +64,12 @@ class TrainSettings:
     start_from: Literal["base", "live"] = "base"
     """Fresh adapter on base (exact, reproducible), or continue from the live version's adapter."""
     reference: Literal["base", "start"] = "base"
+    early_stop_patience: int = 0
+    """Epochs without a lower held-out loss after which training ends; the adapter of the epoch with the
+    lowest is kept. 0: trains all epochs and keeps the last."""
+    soft_labels: bool = False
+    """Whether a pair on which labelers disagree is trained as that: with the share of votes for its chosen
+    response as the probability that it is the better one. Off: the majority's choice counts as certain."""
 
     def __post_init__(self) -> None:
         _positive("beta", self.beta, 100.0)
@@ -73,6 +79,8 @@ class TrainSettings:
         _positive("lora_rank", self.lora_rank, 512)
         _positive("lora_alpha", self.lora_alpha, 4096)
         _positive("max_length", self.max_length, 131_072)
+        if not 0 <= self.early_stop_patience <= 100:
+            raise BadInput(f"early_stop_patience: expected 0 to 100, found {self.early_stop_patience}")
         if not 0 <= self.ld_alpha <= 1:
             raise BadInput(f"ld_alpha: expected 0 to 1, found {self.ld_alpha}")
         if not 0 <= self.label_smoothing < 0.5:
@@ -84,11 +92,12 @@ class TrainSettings:
 def preset_for(num_parameters: int) -> TrainSettings:
     """Default settings for a base model of this size (0: unknown, taken as large).
 
-    The starter's were measured (docs/lab-log.md). The others follow published LoRA recipes: about ten
-    times the full fine-tuning rate, falling with size.
+    The starter's were measured (docs/training-settings.md): with a small beta a pair is never won, and
+    training goes on into the content long after the taste is learnt. The others follow published LoRA
+    recipes: about ten times the full fine-tuning rate, falling with size.
     """
     if 0 < num_parameters <= 50_000_000:
-        return TrainSettings()
+        return TrainSettings(beta=1.0, learning_rate=3e-3)
     if 0 < num_parameters <= 1_500_000_000:
         return TrainSettings(learning_rate=5e-5, epochs=2)
     return TrainSettings(learning_rate=1e-5, epochs=1)
@@ -123,6 +132,9 @@ class RoundJob:
     reference_cache: str | None = None
     """Folder of reference log-probabilities kept across rounds; None keeps none."""
     code_version: str = ""
+    checkpoint_every_s: float = 30.0
+    """Seconds of training that a killed worker may lose: started again on the same folder, it goes on from
+    its last checkpoint. 0 writes one after every step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +188,12 @@ class RoundReport:
     adapter_sha256: dict[str, str]
     layout: str = ""
     """How pairs were laid out for the model, and why not more cheaply: sentences for people."""
+    notes: tuple[str, ...] = ()
+    """What else people should know of this training: continued, ended early, short of memory. Sentences."""
+    num_reference_computed: int = 0
+    """Pairs whose reference log-probabilities were computed in this round."""
+    num_reference_known: int = 0
+    """Pairs whose reference log-probabilities an earlier round had kept."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,8 @@ class TokenPair:
     prompt: tuple[int, ...]
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
+    chosen_probability: float = 1.0
+    """That the chosen response is the better one; its loss is weighed by it (`losses`)."""
 
     @property
     def sequences(self) -> tuple[TokenSequence, TokenSequence]:

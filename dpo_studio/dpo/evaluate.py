@@ -68,7 +68,7 @@ def evaluate(
     if not pairs:
         return {}
     lengths = response_lengths(pairs)
-    losses = preference_losses(policy - reference, settings, lengths)
+    losses = preference_losses(policy - reference, settings, lengths, chosen_probabilities(pairs))
     return {
         "loss": float(losses.mean()),
         **preference_metrics(policy, reference, lengths, beta=settings.beta),
@@ -78,3 +78,9 @@ def evaluate(
 def response_lengths(pairs: Sequence[TokenPair]) -> Tensor:
     """(pairs, 2) float64: response tokens, chosen and rejected."""
     return torch.tensor([[len(pair.chosen), len(pair.rejected)] for pair in pairs], dtype=torch.float64)
+
+
+def chosen_probabilities(pairs: Sequence[TokenPair]) -> Tensor | None:
+    """(pairs,) float64; None when all are certain, which spares the loss its other half."""
+    found = [pair.chosen_probability for pair in pairs]
+    return None if all(p == 1 for p in found) else torch.tensor(found, dtype=torch.float64)

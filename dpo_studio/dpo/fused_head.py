@@ -51,11 +51,16 @@ def fused_token_logps(
     """
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         raise ValueError("expected a frozen head, found one that requires gradients; score it unfused")
-    chunk_tokens = chunk_tokens or max(_MIN_CHUNK_TOKENS, _CHUNK_ELEMENTS // weight.shape[0])
+    chunk_tokens = chunk_tokens or chunk_tokens_for(weight.shape[0])
     logps: Tensor = _FusedLogps.apply(  # type: ignore[no-untyped-call]
         hidden, weight, bias, targets, transform, temperature, chunk_tokens
     )
     return logps
+
+
+def chunk_tokens_for(vocabulary: int) -> int:
+    """Tokens whose logits exist at a time."""
+    return max(_MIN_CHUNK_TOKENS, _CHUNK_ELEMENTS // vocabulary)
 
 
 class _FusedLogps(torch.autograd.Function):

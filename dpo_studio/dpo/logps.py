@@ -8,6 +8,8 @@ logits itself. A frozen linear head is fused with the softmax (`fused_head`).
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dpo_studio.dpo.batches import Batch
 from dpo_studio.dpo.fused_head import LogitTransform, fused_token_logps
+from dpo_studio.dpo.recompute import Context, layers_recomputed
 from dpo_studio.dpo.segment_attention import segments_enabled
 
 # Where the head is not fused: 2^25 float32 logits are 128 MiB, 223 tokens of a 150k vocabulary.
@@ -37,6 +40,8 @@ class ResponseScorer:
         self._chunk_tokens = chunk_tokens
         self._transform: LogitTransform | None = None
         self._is_head_known: bool | None = None
+        self.is_recomputing = False
+        """Whether a backward pass computes layers again instead of finding what they kept."""
 
     def token_logps(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
         """(tokens,) float32: log π(target | everything before it), in the order of `batch.targets`.
@@ -113,8 +118,11 @@ class ResponseScorer:
         try:
             if batch.segments is None:
                 # No mask and no positions: the stock causal path. Right padding is never attended to.
-                return self.model(input_ids=batch.input_ids, use_cache=False)
-            with segments_enabled(self.model):
+                with self._recomputed(nullcontext):
+                    return self.model(input_ids=batch.input_ids, use_cache=False)
+            enabled = partial(segments_enabled, self.model)
+            # A layer that is computed again must attend as it did the first time.
+            with enabled(), self._recomputed(enabled):
                 return self.model(
                     input_ids=batch.input_ids,
                     position_ids=batch.position_ids,
@@ -123,6 +131,9 @@ class ResponseScorer:
                 )
         finally:
             hook.remove()
+
+    def _recomputed(self, backwards: Context) -> AbstractContextManager[None]:
+        return layers_recomputed(self.model, backwards) if self.is_recomputing else nullcontext()
 
     @torch.no_grad()
     def _find_transform(self, input_ids: Tensor) -> LogitTransform | None:

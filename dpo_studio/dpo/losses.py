@@ -14,12 +14,36 @@ from dpo_studio.domain.round import TrainSettings
 from dpo_studio.errors import BadInput
 
 
-def preference_losses(log_ratios: Tensor, settings: TrainSettings, lengths: Tensor | None = None) -> Tensor:
-    """The loss that `settings` name, per pair.
+def preference_losses(
+    log_ratios: Tensor,
+    settings: TrainSettings,
+    lengths: Tensor | None = None,
+    chosen_probability: Tensor | None = None,
+) -> Tensor:
+    """The loss ℓ that `settings` name, per pair: p·ℓ(h) + (1−p)·ℓ(−h).
 
     log_ratios, lengths: (pairs, 2), columns chosen and rejected; lengths in tokens, needed only where the
-    settings divide by them. Returns (pairs,). Raises BadInput for an option that the named loss would ignore.
+    settings divide by them. chosen_probability: (pairs,), p; None for certainty. Returns (pairs,). Raises
+    BadInput for an option that the named loss would ignore.
+
+    A soft label p, the share of labelers for the chosen response, gives the expected loss of one labeler's
+    vote, which is what storing the pair once per vote would give on average. It comes to:
+    sigmoid: −p·log σ(βh) − (1−p)·log σ(−βh), conservative DPO with ε = 1−p; least at σ(βh) = p.
+    robust with share ε of flips: [(p−ε)·ℓ(h) + (1−p−ε)·ℓ(−h)] / (1−2ε) of plain DPO's ℓ; at p = 1−ε, where
+    the assumed flips explain all disagreement, plain DPO's ℓ(h).
+    ipo: (h − (2p−1)/(2β))² + (1 − (2p−1)²)/(4β²), so the target shrinks to (p − ½)/β.
+    hinge: p·max(0, 1−βh) + (1−p)·max(0, 1+βh), least at βh = 1 for every p above ½: it knows which, not how
+    much.
     """
+    losses = _certain_losses(log_ratios, settings, lengths)
+    if chosen_probability is None:
+        return losses
+    turned = _certain_losses(log_ratios.flip(1), settings, None if lengths is None else lengths.flip(1))
+    return chosen_probability * losses + (1 - chosen_probability) * turned
+
+
+def _certain_losses(log_ratios: Tensor, settings: TrainSettings, lengths: Tensor | None) -> Tensor:
+    """ℓ(h) of the named loss."""
     if settings.length_normalised:
         if lengths is None:
             raise ValueError("lengths: expected the shape (pairs, 2) to normalise by, found None")
@@ -46,16 +70,15 @@ def margins(log_ratios: Tensor) -> Tensor:
     return log_ratios[:, 0] - log_ratios[:, 1]
 
 
-def dpo_losses(h: Tensor, *, beta: float, label_smoothing: float | Tensor = 0.0) -> Tensor:
+def dpo_losses(h: Tensor, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
     """−(1−ε)·log σ(βh) − ε·log σ(−βh).
 
     ε = 0 is DPO (Rafailov et al. 2023, arXiv 2305.18290, eq. 7). ε > 0 is conservative DPO (Mitchell 2023,
-    "A note on DPO with noisy preferences"): the expected DPO loss when a share ε of labels is flipped. As a
-    tensor it is each pair's own probability that the rejected response is the better one: a soft label.
-    h, label_smoothing: (pairs,). Returns (pairs,).
+    "A note on DPO with noisy preferences"): the expected DPO loss when a share ε of labels is flipped.
+    h: (pairs,). Returns (pairs,).
     """
     kept = -F.logsigmoid(beta * h)
-    if not isinstance(label_smoothing, Tensor) and not label_smoothing:
+    if not label_smoothing:
         return kept
     flipped = -F.logsigmoid(-beta * h)
     return (1 - label_smoothing) * kept + label_smoothing * flipped

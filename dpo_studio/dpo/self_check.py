@@ -57,18 +57,23 @@ class _Measured:
 
 
 def choose_layout(
-    model: nn.Module, pairs: Sequence[TokenPair], ladder: Sequence[Layout] = LADDER
+    model: nn.Module,
+    pairs: Sequence[TokenPair],
+    ladder: Sequence[Layout] = LADDER,
+    *,
+    is_recomputing: bool = False,
 ) -> LayoutChoice:
     """The first layout of `ladder` that agrees with the last one, which is padded and taken as the truth.
 
     model: has parameters that require gradients (the adapter). pairs: all that will be scored, at least
-    one. Leaves parameters and gradients as they were.
+    one. is_recomputing: as training will be. Leaves parameters and gradients as they were.
     """
     *rungs, truth = ladder
     sample = _sample(pairs)
     reasons: list[str] = []
     with _perturbed(model):
         scorer = ResponseScorer(model)
+        scorer.is_recomputing = is_recomputing
         try:
             expected, noise = _padded_truth(scorer, sample, truth)
         except (RuntimeError, MemoryError) as error:

@@ -3,25 +3,28 @@
 Trains whatever parameters of the model require gradients, by AdamW, with linear warmup and cosine decay.
 Always holds: a step's gradient is that of the mean loss over its pairs, however it was split into
 micro-batches and processes, and for the last, shorter batch of an epoch too; on a CPU the same seed and
-thread count give the same bits. Writes nothing and prints nothing.
+thread count give the same bits, also when another process went half the way (`state_dict`). Writes nothing
+and prints nothing.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dpo_studio.domain.round import TrainSettings
 from dpo_studio.dpo.batches import TokenPair
-from dpo_studio.dpo.evaluate import response_lengths
+from dpo_studio.dpo.evaluate import chosen_probabilities, response_lengths
 from dpo_studio.dpo.failures import TrainingCancelled, TrainingFailed
 from dpo_studio.dpo.layouts import PADDED, Layout, pair_logps
 from dpo_studio.dpo.logps import ResponseScorer
 from dpo_studio.dpo.losses import preference_losses, sft_losses
 from dpo_studio.dpo.memory import MemoryBudget
-from dpo_studio.dpo.metrics import METRIC_NAMES, preference_sums
+from dpo_studio.dpo.metrics import SUM_NAMES, metrics_of, preference_sums
+from dpo_studio.dpo.recompute import can_recompute
 from dpo_studio.dpo.world import World
 
 
@@ -63,11 +66,15 @@ class Trainer:
         self._budget = budget or MemoryBudget()
         self._world = world or World()
         self._should_stop = should_stop
-        self._parameters = [p for p in scorer.model.parameters() if p.requires_grad]
+        self._trained = {name: p for name, p in scorer.model.named_parameters() if p.requires_grad}
+        self._parameters = list(self._trained.values())
         self._device = self._parameters[0].device
         self._reference = reference.to(self._device)
         self._lengths = response_lengths(pairs).to(self._device)
+        probabilities = chosen_probabilities(pairs)
+        self._probabilities = None if probabilities is None else probabilities.to(self._device)
         self._optimizer = torch.optim.AdamW(self._parameters, lr=settings.learning_rate, weight_decay=0.0)
+        self._num_done = 0
 
     @property
     def num_steps(self) -> int:
@@ -83,11 +90,38 @@ class Trainer:
         step = 0
         for batches in epoch_batches(len(self._pairs), self._settings):
             for number, batch in enumerate(batches):
+                step += 1
+                if step <= self._num_done:
+                    continue
                 if self._world.agree(self._should_stop(), self._device):
                     raise TrainingCancelled
-                metrics = self._step(step, batch)
-                step += 1
+                metrics = self._step(step - 1, batch)
+                self._num_done = step
                 yield StepResult(step, number == len(batches) - 1, metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that going on from here needs, by name: steps taken, what trains, and the optimiser's moments.
+
+        Data order and schedule follow from the settings and the steps taken. Valid between two steps, and
+        until the next: the tensors are the living ones.
+        """
+        state: dict[str, Any] = {"num_done": self._num_done}
+        for name, parameter in self._trained.items():
+            state[f"parameter/{name}"] = parameter
+            for kind, value in self._optimizer.state[parameter].items():
+                state[f"{kind}/{name}"] = value
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Stand where another trainer of the same pairs and settings stood. Call before `steps`."""
+        self._num_done = state["num_done"]
+        optimizer_state = self._optimizer.state_dict()
+        for index, (name, parameter) in enumerate(self._trained.items()):
+            parameter.copy_(state[f"parameter/{name}"])
+            kinds = ("step", "exp_avg", "exp_avg_sq") if self._num_done else ()
+            optimizer_state["state"][index] = {kind: state[f"{kind}/{name}"] for kind in kinds}
+        self._optimizer.load_state_dict(optimizer_state)
 
     def _step(self, step: int, batch: list[int]) -> dict[str, float]:
         learning_rate = learning_rate_at(step, self.num_steps, self._settings)
@@ -98,11 +132,12 @@ class Trainer:
             [self._layout.size(self._pairs[index]) for index in share],
             lambda groups: self._accumulate([[share[i] for i in group] for group in groups], len(batch)),
             layout=self._layout,
+            can_recompute=can_recompute(self._scorer.model),
         )
         grad_norm = self._synchronise_and_clip()
         names = list(sums)
         totals: list[float] = self._world.sum(torch.stack([sums[name] for name in names])).tolist()
-        metrics = {name: total / len(batch) for name, total in zip(names, totals, strict=True)}
+        metrics = metrics_of(dict(zip(names, totals, strict=True)), len(batch))
         if not math.isfinite(metrics["loss"]) or not math.isfinite(grad_norm):
             raise TrainingFailed(
                 f"The loss stopped being a finite number at step {step + 1} of {self.num_steps}"
@@ -115,8 +150,9 @@ class Trainer:
     def _accumulate(self, groups: list[list[int]], num_pairs: int) -> dict[str, Tensor]:
         """Gradients of this share of the step's mean loss, and the sums behind its metrics."""
         self._optimizer.zero_grad()
+        self._scorer.is_recomputing = self._budget.is_recomputing
         sums = dict.fromkeys(
-            ("loss", *METRIC_NAMES), torch.zeros((), dtype=self._reference.dtype, device=self._device)
+            ("loss", *SUM_NAMES), torch.zeros((), dtype=self._reference.dtype, device=self._device)
         )
         for group in groups:
             policy = pair_logps(
@@ -126,7 +162,8 @@ class Trainer:
                 tail_weight=self._settings.ld_alpha,
             )
             reference, lengths = self._reference[group], self._lengths[group]
-            losses = preference_losses(policy - reference, self._settings, lengths)
+            probabilities = None if self._probabilities is None else self._probabilities[group]
+            losses = preference_losses(policy - reference, self._settings, lengths, probabilities)
             if self._settings.sft_weight:
                 losses = losses + self._settings.sft_weight * sft_losses(policy[:, 0], lengths[:, 0])
             (losses.sum() / num_pairs).backward()  # type: ignore[no-untyped-call]

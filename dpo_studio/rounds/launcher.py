@@ -29,7 +29,7 @@ from dpo_studio.rounds.process_identity import ProcessIdentity, identify, kill_g
 from dpo_studio.rounds.progress_tail import ProgressTail
 
 COMMAND = (sys.executable, "-m", "dpo_studio.training.worker")
-# What the worker exits with when it was asked to stop; `dpo_studio.training.worker` has the same number.
+# What the worker exits with when it was asked to stop; `dpo_studio.training.attempt` has the same number.
 EXIT_CANCELLED = 4
 
 OutcomeKind = Literal["ok", "failed", "killed", "hung", "cancelled"]

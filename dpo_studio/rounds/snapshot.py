@@ -60,6 +60,8 @@ def dataset_hash(train_sha256: str, heldout_sha256: str) -> str:
 
 def pair_to_row(pair: PreferencePair) -> dict[str, Any]:
     """One line of a snapshot: TRL's conversational format, the sampled ids and where it came from."""
+    # Left out where nobody disagreed, so that such data has the hash it always had.
+    doubt = {} if pair.chosen_probability == 1 else {"chosen_probability": pair.chosen_probability}
     return {
         "pair_id": pair.pair_id,
         "prompt": [{"role": message.role, "content": message.content} for message in pair.messages],
@@ -71,4 +73,5 @@ def pair_to_row(pair: PreferencePair) -> dict[str, Any]:
         "rejected_version": pair.rejected.version,
         "vote_ids": pair.vote_ids,
         "labelers": pair.labelers,
+        **doubt,
     }

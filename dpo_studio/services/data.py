@@ -16,6 +16,7 @@ from dpo_studio.services.pair_exports import encode
 from dpo_studio.services.pair_formats import parse_preference, parse_prompt
 from dpo_studio.store import pairs, prompts
 from dpo_studio.store.database import Database
+from dpo_studio.store.recognition import already_here
 
 MAX_LINE_CHARS = 1_000_000
 MAX_ROWS = 500_000
@@ -28,7 +29,7 @@ class ImportResult:
 
     new: int
     duplicates: int
-    """Known before, or more than once in the file."""
+    """Already here, as a vote or as an import, or more than once in the file."""
     unusable: int = 0
     """Rows that rank nothing (equal answers, or an empty one preferred); they are left out."""
 
@@ -55,12 +56,15 @@ class DataService:
     def import_pairs(self, lines: Iterable[str], *, source: str = "import") -> ImportResult:
         """Add preferences in any shape of `pair_formats`, one JSON value a line.
 
-        Raises BadInput naming the line; then nothing was imported.
+        What this storage holds already, as a vote or as an import, is counted and not added: its own
+        export brings nothing new. Raises BadInput naming the line; then nothing was imported.
         """
         rows = [row for _, row in _parsed(lines, lambda line: parse_preference(_json(line)))]
         imports = [row for row in rows if row is not None]
+        known = already_here(imports, self._database)
+        unknown = [row for row, is_known in zip(imports, known, strict=True) if not is_known]
         with self._database.write() as session:
-            new = pairs.add_imports(imports, source=source, now=self._now(), session=session)
+            new = pairs.add_imports(unknown, source=source, now=self._now(), session=session)
         return ImportResult(new, len(imports) - new, len(rows) - len(imports))
 
     def export_pairs(self, format: str = "trl") -> Iterator[bytes]:
@@ -89,8 +93,13 @@ def _parsed(lines: Iterable[str], parse: Callable[[str], T]) -> Iterator[tuple[i
 
 def _prompt_of_line(line: str) -> Any:
     # A plain line that merely starts like JSON is more likely a broken JSON line than a prompt.
-    is_json = line.lstrip().startswith(("{", '"', "["))
-    return parse_prompt(_json(line) if is_json else line.strip())
+    if not line.lstrip().startswith(("{", '"', "[")):
+        return parse_prompt(line.strip())
+    try:
+        value = _json(line)
+    except BadInput as error:
+        raise BadInput(f'{error}; plain text that begins with {{, [ or " must be written as JSON') from None
+    return parse_prompt(value)
 
 
 def _json(line: str) -> Any:

@@ -6,6 +6,7 @@ they began with; the engine forgets a version only after its last response has e
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from datetime import datetime
@@ -29,6 +30,7 @@ from dpo_studio.services.views import VersionView
 from dpo_studio.store import audit, rounds, versions
 from dpo_studio.store.database import Database
 
+logger = logging.getLogger(__name__)
 LIVE = "live"
 SMOKE_TOKENS = 24
 WithinPromotion = Callable[[Session], None]
@@ -80,8 +82,14 @@ class DeploymentService:
         return name
 
     def folders_to_serve(self) -> dict[str, Path]:
-        """What a freshly started engine must load: the pointer's version, nothing for base."""
+        """What a freshly started engine must load: the pointer's version, nothing for base.
+
+        Nothing as well when the engine has other base weights: then base answers, as `live` says.
+        """
         name = self._live.version
+        if self._belongs_elsewhere(name):
+            logger.warning("base answers instead of %s: %s", name, self._elsewhere_sentence(name))
+            return {}
         return {} if name == BASE else {name: self._paths.version(name)}
 
     def on_swap(self, callback: Callable[[str], None]) -> None:
@@ -111,7 +119,7 @@ class DeploymentService:
 
     async def ensure_loaded(self, name: str) -> str:
         """Resolve `name` and make it available in the engine; returns the concrete name."""
-        version = self.resolve(name)
+        version = await self._resolved(name)
         if version != BASE and version not in self._engine.status.loaded:
             await self._load(version)
         return version
@@ -124,7 +132,7 @@ class DeploymentService:
         pointer meanwhile). On any of these the old version stays live.
         """
         async with self._promoting:
-            version = self.resolve(name)
+            version = await self._resolved(name)
             before = self._live
             if version == before.version == self.live() and within is None:
                 return version
@@ -141,9 +149,17 @@ class DeploymentService:
         current = self.live()
         if current == BASE:
             raise Conflict("Nothing to roll back to: base is live already")
+        return await self.promote(await asyncio.to_thread(self._before, current), actor=actor)
+
+    async def _resolved(self, name: str) -> str:
+        """`resolve` without the event loop waiting for the disk; live and base need no disk and no thread."""
+        if name in (LIVE, "", BASE):
+            return self.resolve(name)
+        return await asyncio.to_thread(self.resolve, name)
+
+    def _before(self, version: str) -> str:
         with self._database.read() as session:
-            earlier = versions.promoted_before(current, session=session)
-        return await self.promote(earlier or BASE, actor=actor)
+            return versions.promoted_before(version, session=session) or BASE
 
     def _record_exists(self, name: str) -> bool:
         with self._database.read() as session:

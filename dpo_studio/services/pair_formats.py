@@ -13,6 +13,7 @@ from dpo_studio.errors import BadInput
 from dpo_studio.store.pairs import NewImport
 
 MAX_RESPONSES = 16
+_PAIR_ID = re.compile(r"[0-9a-f]{32}:[0-9a-z-]{1,16}")
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES: Mapping[str, Role] = {"Human": "user", "Assistant": "assistant"}
 KNOWN = (
@@ -34,14 +35,21 @@ def parse_prompt(value: Any) -> tuple[Message, ...]:
 def parse_preference(value: Any) -> NewImport | None:
     """The ranking in one row; None when it ranks nothing: equal answers, or an empty one preferred.
 
-    Saying nothing may lose but not win. Raises BadInput saying what was expected and found.
+    Saying nothing may lose but not win. A `pair_id`, as in a studio's export, is kept. Raises BadInput
+    saying what was expected and found.
     """
     messages, responses = _split(value)
     prompt = check_conversation(messages)
     # A repeated answer keeps its best place.
     ranked = tuple(dict.fromkeys(_checked_response(response) for response in responses))
     usable = tuple(text for place, text in enumerate(ranked, start=1) if text or place == len(ranked))
-    return NewImport(prompt, usable) if len(usable) > 1 else None
+    return NewImport(prompt, usable, _pair_id(value)) if len(usable) > 1 else None
+
+
+def _pair_id(row: Mapping[str, Any]) -> str:
+    found = row.get("pair_id")
+    # Somebody else's column of that name is no business of ours.
+    return found if isinstance(found, str) and _PAIR_ID.fullmatch(found) else ""
 
 
 def _split(value: Any) -> tuple[Sequence[Message], Sequence[str]]:

@@ -75,6 +75,10 @@ class RoundRunner:
         """The running round's latest step; None for any other round."""
         return self._progress if number == self._number else None
 
+    def is_cancelling(self, number: int) -> bool:
+        """Whether the running round was asked to stop and its worker has not ended yet."""
+        return number == self._number and self._is_cancelled and not self._has_trained
+
     def cancel(self, number: int) -> bool:
         """Ask the worker of a running round to stop within one step; False when it has no worker any more.
 
@@ -104,7 +108,8 @@ class RoundRunner:
             logger.exception("round %d failed", number)
             await self._end(number, RoundStatus.FAILED, "An unexpected error; see the studio's log")
         except asyncio.CancelledError:
-            self._set(number, RoundStatus.INTERRUPTED, "The studio was stopped while this round ran")
+            # Shielded: the studio that stops may cancel again, and the mark is to be made all the same.
+            await asyncio.shield(asyncio.to_thread(self._mark_interrupted, number))
             raise
         finally:
             self._number = self._worker = None
@@ -163,7 +168,7 @@ class RoundRunner:
             await self._end(number, RoundStatus.REJECTED, _first_failure(verdict))
             return
         name = await asyncio.to_thread(self._publish, number, report, verdict)
-        if is_gate_manual():
+        if await asyncio.to_thread(is_gate_manual):
             await self._end(number, RoundStatus.WAITING, f"{name} passed the gate; a person decides")
             return
         try:
@@ -226,6 +231,11 @@ class RoundRunner:
             except (StorageError, Busy):
                 logger.error("round %d: its end could not be saved yet", number)
                 await asyncio.sleep(RETRY_S)
+
+    def _mark_interrupted(self, number: int) -> None:
+        # What cannot be saved now, the next boot finds out by itself.
+        with contextlib.suppress(StorageError, Busy):
+            self._set(number, RoundStatus.INTERRUPTED, "The studio was stopped while this round ran")
 
     def _set(self, number: int, status: RoundStatus, reason: str) -> None:
         # Conflict: somebody cancelled it in between, and a final status stays.

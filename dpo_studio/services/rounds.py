@@ -13,13 +13,14 @@ from sqlmodel import Session
 
 from dpo_studio.domain.chat import ChatEngine
 from dpo_studio.domain.codec import from_json, to_json
-from dpo_studio.domain.round import RoundStatus, StepProgress, preset_for
+from dpo_studio.domain.round import RoundStatus, StepProgress
 from dpo_studio.errors import BadInput, Conflict, EngineUnavailable, NotFound, StudioError
 from dpo_studio.rounds.schedule import is_due, next_due
 from dpo_studio.services.deployment import DeploymentService
 from dpo_studio.services.round_preparation import RoundPreparation
 from dpo_studio.services.round_runner import RoundRunner
-from dpo_studio.services.views import RoundView, ScheduleView, StudioStatus
+from dpo_studio.services.training_choice import TrainingChoices
+from dpo_studio.services.views import RoundsView, RoundView, ScheduleView, StudioStatus
 from dpo_studio.store import audit, pairs, rounds, studio_settings
 from dpo_studio.store.database import Database
 from dpo_studio.store.rounds import RoundRecord
@@ -56,6 +57,8 @@ class RoundService:
         self._undo_window = undo_window
         self._storage = storage
         self._now = now
+        self.training = TrainingChoices(database, engine, now=now)
+        """How rounds that start from now on train."""
         self._queued = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -71,7 +74,7 @@ class RoundService:
         number = self._preparation.prepare(
             trigger=trigger,
             until=until or self._now() + timedelta(seconds=1),
-            settings=preset_for(status.num_parameters),
+            settings=self.training.settings(),
         )
         self._wake()
         return self.get(number)
@@ -91,10 +94,10 @@ class RoundService:
 
     async def approve(self, number: int, *, actor: str) -> RoundView:
         """Promote a round that waits for a person."""
-        view = self._waiting(number)
+        view = await asyncio.to_thread(self._waiting, number)
         assert view.version is not None
         await self._runner.promote(number, view.version, actor=actor)
-        return self.get(number)
+        return await asyncio.to_thread(self.get, number)
 
     def reject(self, number: int, *, actor: str) -> RoundView:
         """Turn down a round that waits for a person; its version stays for comparison."""
@@ -122,7 +125,7 @@ class RoundService:
 
     async def wait(self, number: int, *, poll_s: float = 0.2) -> RoundView:
         """The round once it is final or waits for a person."""
-        while (view := self.get(number)).status.is_active:
+        while (view := await asyncio.to_thread(self.get, number)).status.is_active:
             await asyncio.sleep(poll_s)
         return view
 
@@ -159,6 +162,10 @@ class RoundService:
             storage=self._storage,
             detail=self._deployment.trouble(),
         )
+
+    def overview(self) -> RoundsView:
+        """Status, rounds and versions, for a page that shows them all."""
+        return RoundsView(self.status(), tuple(self.list()), tuple(self._deployment.versions()))
 
     async def tick(self) -> None:
         """Called by the clock: start a round when the interval has passed and enough pairs are new."""
@@ -257,7 +264,11 @@ class RoundService:
             started_at=record.started_at,
             finished_at=record.finished_at,
         )
-        return replace(view, progress=self._runner.progress(record.number))
+        return replace(
+            view,
+            progress=self._runner.progress(record.number),
+            is_cancelling=record.status.is_active and self._runner.is_cancelling(record.number),
+        )
 
 
 def _current(session: Session) -> RoundRecord | None:

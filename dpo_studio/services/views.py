@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Literal
 
 from dpo_studio.domain.chat import EngineStatus, Message
-from dpo_studio.domain.round import RoundStatus, StepProgress, TrainSettings, Verdict
+from dpo_studio.domain.round import LossName, RoundStatus, StepProgress, TrainSettings, Verdict
 
 GateMode = Literal["auto", "manual"]
 
@@ -90,6 +90,28 @@ class ScheduleView:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingChoice:
+    """What people decide of a round's training; `TrainSettings` says what each one means."""
+
+    loss: LossName
+    beta: float
+    label_smoothing: float
+    sft_weight: float
+    learning_rate: float
+    epochs: int
+    lora_rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingView:
+    """How the next rounds train."""
+
+    choice: TrainingChoice
+    preset: TrainingChoice
+    """What they do when nobody chooses: it depends on the model's size."""
+
+
+@dataclass(frozen=True, slots=True)
 class RoundView:
     """One round's record."""
 
@@ -111,6 +133,8 @@ class RoundView:
     finished_at: datetime | None
     progress: StepProgress | None = None
     """Latest step while it runs."""
+    is_cancelling: bool = False
+    """Somebody asked it to stop; it ends after the step it is in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,3 +151,14 @@ class StudioStatus:
     storage: str
     detail: str = ""
     """Why the live pointer's version does not answer, when it does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundsView:
+    """Everything that a page about rounds shows."""
+
+    status: StudioStatus
+    rounds: tuple[RoundView, ...]
+    """Newest first."""
+    versions: tuple[VersionView, ...]
+    """Base first."""

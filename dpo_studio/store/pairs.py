@@ -6,7 +6,7 @@ responses never change, so they may be read later, in pages, without another tru
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -43,6 +43,8 @@ class NewImport:
 
     messages: tuple[Message, ...]
     responses: tuple[str, ...]
+    pair_id: str = ""
+    """What the row calls itself; an export of a studio names its pairs."""
 
 
 class ReadsDatabase(Protocol):
@@ -51,48 +53,30 @@ class ReadsDatabase(Protocol):
     def read(self) -> AbstractContextManager[Session]: ...
 
 
-def judged_comparisons(*, until: datetime | None = None, session: Session) -> list[JudgedComparison]:
-    """Every comparison with a vote that counts, given at or before `until`; oldest votes first."""
-    votes = _grouped(_vote_rows(_counting(until), session))
-    found: list[JudgedComparison] = []
-    for ids in _paged(sorted(votes)):
-        found.extend(_judged(ids, votes, session))
-    return found
+def iterate_pairs(
+    database: ReadsDatabase, *, until: datetime | None = None, about: Set[str] | None = None
+) -> Iterator[PreferencePair]:
+    """The pairs of all judged comparisons, by comparison id, then those of all imports, by import id.
 
-
-def trainable_pairs(*, until: datetime | None = None, session: Session) -> list[PreferencePair]:
-    """The pairs of all judged comparisons, by comparison id, then those of all imports, by import id."""
-    pairs = [p for judged in judged_comparisons(until=until, session=session) for p in pairs_of(judged)]
-    pairs.extend(imported_pairs(session=session))
-    return pairs
-
-
-def iterate_pairs(database: ReadsDatabase, *, until: datetime | None = None) -> Iterator[PreferencePair]:
-    """The same pairs in many short transactions, so that nobody's vote waits for a slow consumer.
-
-    The votes are those of the moment of the first step.
+    Read in many short transactions, so that nobody's vote waits for a slow consumer. The votes are those
+    of the moment of the first step, given at or before `until`. `about` leaves out other conversations
+    than these (as `messages_to_text` writes them).
     """
     with database.read() as session:
         vote_rows = _vote_rows(_counting(until), session)
         imports = sorted(session.exec(select(ImportedPair.id).where(col(ImportedPair.excluded_at).is_(None))))
     votes = _grouped(vote_rows)
-    for ids in _paged(sorted(votes)):
+    for ids in paged(sorted(votes)):
         with database.read() as session:
-            page = _judged(ids, votes, session)
+            page = _judged(ids, votes, session, about=about)
         for judged in page:
             yield from pairs_of(judged)
-    for ids in _paged(imports):
+    for ids in paged(imports):
         with database.read() as session:
             rows = session.exec(select(ImportedPair).where(col(ImportedPair.id).in_(ids))).all()
         for row in sorted(rows, key=lambda row: row.id):
-            yield from _pairs_of_import(row)
-
-
-def imported_pairs(*, session: Session) -> list[PreferencePair]:
-    """All pairs (i better than j) of every imported ranking."""
-    counts = col(ImportedPair.excluded_at).is_(None)
-    rows = session.exec(select(ImportedPair).where(counts).order_by(col(ImportedPair.id)))
-    return [pair for row in rows for pair in _pairs_of_import(row)]
+            if about is None or row.messages_json in about:
+                yield from _pairs_of_import(row)
 
 
 def add_imports(imports: Sequence[NewImport], *, source: str, now: datetime, session: Session) -> int:
@@ -159,7 +143,12 @@ def _grouped(rows: Sequence[sa.Row[*tuple[Any, ...]]]) -> VotesByComparison:
 
 
 def _judged(
-    ids: Sequence[str], votes: VotesByComparison, session: Session, *, with_context: bool = True
+    ids: Sequence[str],
+    votes: VotesByComparison,
+    session: Session,
+    *,
+    with_context: bool = True,
+    about: Set[str] | None = None,
 ) -> list[JudgedComparison]:
     a, b = aliased(Response), aliased(Response)
     nothing = sa.literal("[]")
@@ -184,6 +173,7 @@ def _judged(
             votes=votes[row[0]],
         )
         for row in rows
+        if about is None or row[1] in about
     ]
 
 
@@ -243,7 +233,7 @@ def _count_contested(
     """The same for comparisons with several votes or an edit, by the rule itself."""
     fresh = dict(session.exec(select(Vote.id, Vote.comparison_id).where(*where)).all())
     new = 0
-    for ids in _paged(sorted(set(fresh.values()))):
+    for ids in paged(sorted(set(fresh.values()))):
         touched = [*_counting(until), col(Vote.comparison_id).in_(ids)]
         votes = _grouped(_vote_rows(touched, session))
         for judged in _judged(ids, votes, session, with_context=False):
@@ -266,6 +256,7 @@ def _count_new_imports(session: Session) -> int:
     return int(session.exec(select(pairs).where(*where)).one())
 
 
-def _paged(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+def paged(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Slices of at most PAGE."""
     for start in range(0, len(ids), PAGE):
         yield ids[start : start + PAGE]

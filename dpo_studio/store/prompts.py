@@ -59,11 +59,6 @@ def next_prompt(labeler: str, *, session: Session) -> PromptRecord | None:
     return None if row is None else _record(row)
 
 
-def get_prompt(prompt_id: str, *, session: Session) -> PromptRecord | None:
-    row = session.get(Prompt, prompt_id)
-    return None if row is None else _record(row)
-
-
 def count_prompts(*, session: Session) -> int:
     return session.exec(select(sa.func.count()).select_from(Prompt)).one()
 

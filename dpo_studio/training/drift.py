@@ -9,7 +9,7 @@ gate will ask: off the topics of the votes a model drifts first (0.93 nats on th
 prompts of the votes showed 0.35).
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,7 +56,8 @@ class DriftGuard:
         fitting = [prompt for prompt in prompts if len(prompt) + _MAX_TOKENS <= context_length]
         self._prompts = list(dict.fromkeys(fitting))[:_NUM_PROMPTS]
         self._is_kept_healthy = False
-        self._kept_step = 0
+        self.kept_step = 0
+        """The last one found healthy; 0 before any check."""
         self._kept = self._copy()
         self._last_step = 0
         self.is_exceeded = False
@@ -72,7 +73,7 @@ class DriftGuard:
         self.is_exceeded = not drift <= self._budget
         self._last_step = step
         if not self.is_exceeded:
-            self._is_kept_healthy, self._kept_step, self._kept = True, step, self._copy()
+            self._is_kept_healthy, self.kept_step, self._kept = True, step, self._copy()
         return drift
 
     def restore(self) -> int | None:
@@ -92,7 +93,24 @@ class DriftGuard:
                 high = middle
         is_found = self._is_kept_healthy or low > 0
         self._place(near, far, low if is_found else 1.0)
-        return self._kept_step + round(low * (self._last_step - self._kept_step)) if is_found else None
+        return self.kept_step + round(low * (self._last_step - self.kept_step)) if is_found else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers, by name: tensors and JSON values."""
+        kept = {f"kept/{number}": tensor for number, tensor in enumerate(self._kept)}
+        return {
+            **kept,
+            "is_kept_healthy": self._is_kept_healthy,
+            "kept_step": self.kept_step,
+            "last_step": self._last_step,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Remember what another process's guard did, which must not have found the budget exceeded."""
+        self._is_kept_healthy, self.kept_step = state["is_kept_healthy"], state["kept_step"]
+        self._last_step = state["last_step"]
+        for number, tensor in enumerate(self._kept):
+            tensor.copy_(state[f"kept/{number}"])
 
     @torch.no_grad()
     def _place(self, near: Sequence[Tensor], far: Sequence[Tensor], share: float) -> None:

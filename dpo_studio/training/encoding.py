@@ -8,7 +8,7 @@ trained on.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dpo_studio.domain.chat import Message
 from dpo_studio.domain.preference import PreferencePair, SampledText
@@ -38,15 +38,25 @@ class EncodedPairs:
 
 
 def encode_pairs(
-    pairs: Sequence[PreferencePair], encode: Encode, *, max_length: int, vocabulary: int
+    pairs: Sequence[PreferencePair],
+    encode: Encode,
+    *,
+    max_length: int,
+    vocabulary: int,
+    soft_labels: bool = False,
 ) -> EncodedPairs:
-    """Encode, cut to `max_length` tokens a sequence, and drop what is left without content."""
+    """Encode, cut to `max_length` tokens a sequence, and drop what is left without content.
+
+    Without soft labels every choice counts as certain.
+    """
     kept: list[TokenPair] = []
     dropped: Counter[str] = Counter()
     num_truncated = 0
     for pair in pairs:
         reason, encoded = _encode(pair, encode, vocabulary)
         if encoded is not None:
+            if soft_labels:
+                encoded = replace(encoded, chosen_probability=pair.chosen_probability)
             fitted = fit_pair(encoded, max_length)
             reason = _why_useless(fitted)
             if not reason:
@@ -68,7 +78,7 @@ def fit_pair(pair: TokenPair, max_length: int) -> TokenPair:
     cap = max(max_length // 2, max_length - len(pair.prompt))
     chosen, rejected = pair.chosen[:cap], pair.rejected[:cap]
     room = max_length - max(len(chosen), len(rejected))
-    return TokenPair(pair.prompt[-room:], chosen, rejected)
+    return replace(pair, prompt=pair.prompt[-room:], chosen=chosen, rejected=rejected)
 
 
 def _encode(pair: PreferencePair, encode: Encode, vocabulary: int) -> tuple[str, TokenPair | None]:

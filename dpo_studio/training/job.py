@@ -53,8 +53,10 @@ def pair_from_row(row: Any, *, where: str) -> PreferencePair:
             rejected=_side(row, "rejected", where),
             vote_ids=tuple(row["vote_ids"]),
             labelers=tuple(row["labelers"]),
+            # Only where labelers disagreed; earlier snapshots know none.
+            chosen_probability=float(row.get("chosen_probability", 1.0)),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, BadInput) as error:
         raise BadInput(
             f"{where}: expected a preference pair, found {type(error).__name__} {error}"
         ) from error

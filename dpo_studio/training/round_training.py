@@ -7,11 +7,10 @@ margins are always measured against base, whatever the training's reference, so 
 """
 
 import logging
-import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,44 +19,27 @@ from torch import Tensor
 
 from dpo_studio.domain.chat import Message
 from dpo_studio.domain.round import ProbeSummary, RoundJob, RoundReport
-from dpo_studio.dpo.batches import TokenPair, TokenSequence
-from dpo_studio.dpo.evaluate import evaluate, score_pairs
+from dpo_studio.dpo.batches import TokenSequence
+from dpo_studio.dpo.evaluate import evaluate
 from dpo_studio.dpo.failures import TrainingCancelled, TrainingFailed
-from dpo_studio.dpo.layouts import LADDER, PADDED, Layout
-from dpo_studio.dpo.layouts import VERSION as LAYOUT_VERSION
+from dpo_studio.dpo.layouts import LADDER, PADDED
 from dpo_studio.dpo.logps import ResponseScorer
 from dpo_studio.dpo.losses import margins
-from dpo_studio.dpo.memory import MemoryBudget
+from dpo_studio.dpo.memory_estimate import estimate_memory, fit_budget
 from dpo_studio.dpo.metrics import prefixed
 from dpo_studio.dpo.self_check import LayoutChoice, choose_layout
-from dpo_studio.dpo.trainer import Trainer
-from dpo_studio.dpo.world import World
 from dpo_studio.files import canonical_json, publish_folder, sha256_of_tree, temporary_name
 from dpo_studio.modeling.adapters import check_adapter_folder, load_lora, new_lora, save_lora
 from dpo_studio.modeling.base_model import BaseModel
-from dpo_studio.modeling.chat_format import ChatFormat
-from dpo_studio.training.drift import DriftGuard
+from dpo_studio.training.checkpoint import CheckpointFile, State, owner_of
 from dpo_studio.training.encoding import EncodedPairs, encode_pairs
+from dpo_studio.training.fit import Fit, FitData
 from dpo_studio.training.job import Assignment
-from dpo_studio.training.lifeline import Cancellation
 from dpo_studio.training.probes import MAX_TOKENS, kl_per_token, sample_answers, summarise
-from dpo_studio.training.progress import ProgressLog
-from dpo_studio.training.reference_cache import ReferenceCache, ReferenceKey
+from dpo_studio.training.scoring import RoundScores
+from dpo_studio.training.surroundings import Surroundings
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a round needs beside its data."""
-
-    base: BaseModel
-    chat: ChatFormat
-    world: World
-    is_main: bool
-    progress: ProgressLog
-    cancellation: Cancellation
-    budget: MemoryBudget
 
 
 class RoundTraining:
@@ -70,16 +52,14 @@ class RoundTraining:
         self._around = around
         self._model: Any = around.base.model
         check_base(self._job, around.base)
-        self._num_steps = 0
-        self._metrics: dict[str, float] = {}
-        self._layout: Layout = PADDED
+        self._notes: list[str] = []
         prompts = [tuple(around.chat.prompt_ids([Message("user", p)])) for p in self._job.probe_prompts]
         # Only those that leave room for an answer.
         self._probe_prompts = [p for p in prompts if len(p) + MAX_TOKENS <= around.base.context_length]
         self._train = self._encode(assignment.train)
         self._heldout = self._encode(assignment.heldout)
         if not self._train.pairs:
-            raise TrainingFailed(_no_pairs(self._train))
+            raise TrainingFailed(_no_pairs(self._train, len(self._heldout.pairs)))
 
     def run(self, adapter_folder: Path) -> RoundReport:
         """Train, and leave the adapter in `adapter_folder` (which must not exist).
@@ -88,38 +68,40 @@ class RoundTraining:
         """
         started = time.monotonic()
         choice = self._choose_layout()
-        self._layout = choice.layout
-        reference = self._score_reference(self._train.pairs, self._settings.ld_alpha)
-        base_heldout = self._score_reference(self._heldout.pairs, 1.0)
+        scores = RoundScores(self._around, choice.layout, self._job.reference_cache)
+        checkpoint = self._checkpoint(choice)
+        resumed = self._read(checkpoint)
+        data = self._score_references(scores, choice, resumed)
         base_probe = self._probe_base()
-        live_heldout = self._score_live()
+        live_heldout = self._score_live(scores)
         self._model = self._starting_policy()
-        if self._settings.reference == "start" and self._starts_from_live:
-            start = sha256_of_tree(Path(str(self._job.start_adapter)))
-            reference = self._score_reference(
-                self._train.pairs, self._settings.ld_alpha, canonical_json(start)
-            )
-        heldout = self._fit(reference, base_heldout)
+        if self._starts_elsewhere and resumed is None:
+            data = self._score_start(scores, data)
+        fitted = Fit(self._model, data, self._settings, self._around, scores, checkpoint).run(resumed)
+        metrics = fitted.metrics
         if live_heldout is not None:
-            live = evaluate(live_heldout, base_heldout, self._heldout.pairs, self._settings)
-            self._metrics |= prefixed("live", live)
+            live = evaluate(live_heldout, data.base_heldout, data.heldout, self._settings)
+            metrics = metrics | prefixed("live", live)
         candidate_probe = self._probe_candidate()
         return RoundReport(
             ok=True,
             reason="",
-            num_steps=self._num_steps,
+            num_steps=fitted.num_steps,
             num_train=len(self._train.pairs),
             num_heldout=len(self._heldout.pairs),
             num_truncated=self._train.num_truncated + self._heldout.num_truncated,
             num_dropped=self._train.num_dropped + self._heldout.num_dropped,
             train_seconds=time.monotonic() - started,
-            metrics=self._metrics,
-            heldout_margins=self._margins(heldout, base_heldout),
-            live_margins=() if live_heldout is None else self._margins(live_heldout, base_heldout),
+            metrics=metrics,
+            heldout_margins=self._margins(fitted.heldout, data.base_heldout),
+            live_margins=() if live_heldout is None else self._margins(live_heldout, data.base_heldout),
             candidate_probe=candidate_probe,
             base_probe=base_probe,
             adapter_sha256=self._save(adapter_folder),
             layout=choice.explain(),
+            notes=(*self._notes, *fitted.notes),
+            num_reference_computed=scores.num_computed,
+            num_reference_known=scores.num_known,
         )
 
     def _encode(self, pairs: Sequence[Any]) -> EncodedPairs:
@@ -129,17 +111,24 @@ class RoundTraining:
             self._around.chat.encode_pair,
             max_length=min(self._settings.max_length, base.context_length),
             vocabulary=base.model.get_input_embeddings().weight.shape[0],
+            soft_labels=self._settings.soft_labels,
         )
 
     def _choose_layout(self) -> LayoutChoice:
         """The cheapest layout that is exact for this model, the same one in every process.
 
-        Checked with a fresh adapter that is gone afterwards: no other exists yet, and none is needed.
+        Checked with a fresh adapter that is gone afterwards: no other exists yet, and none is needed. Before
+        that, the memory budget is set to what will fit; raises TrainingFailed when nothing does.
         """
         settings, around = self._settings, self._around
         adapted = new_lora(self._model, settings.lora_rank, settings.lora_alpha, settings.seed)
         try:
-            choice = choose_layout(adapted, [*self._train.pairs, *self._heldout.pairs])
+            self._fit_memory(adapted)
+            choice = choose_layout(
+                adapted,
+                [*self._train.pairs, *self._heldout.pairs],
+                is_recomputing=around.budget.is_recomputing,
+            )
         finally:
             self._model = adapted.unload()
         rungs = torch.zeros(len(LADDER), device=around.base.device)
@@ -150,76 +139,79 @@ class RoundTraining:
         _LOG.info("%s", choice.explain())
         return choice
 
-    def _score_reference(
-        self, pairs: Sequence[TokenPair], tail_weight: float, adapter_sha256: str = ""
-    ) -> Tensor:
-        """Score with the model as it now is what no earlier round has, and report how far it is."""
-        around, num_pairs = self._around, len(pairs)
-        cache = self._reference_cache(tail_weight, adapter_sha256)
-        logps = torch.full((num_pairs, 2), math.nan, dtype=torch.float64)
-        if cache is not None:
-            # The main process reads for all, or two could disagree about which pairs are left to score.
-            found = cache.find(pairs) if around.is_main else torch.zeros_like(logps)
-            logps = around.world.sum(found.to(around.base.device)).cpu()
-        missing = logps.isnan().any(dim=1).nonzero().flatten().tolist()
-        num_known = num_pairs - len(missing)
-        around.progress.report("reference", num_known, num_pairs)
-        logps[missing] = self._score(
-            [pairs[index] for index in missing],
-            tail_weight=tail_weight,
-            on_scored=lambda done: around.progress.report("reference", num_known + done, num_pairs),
-        )
-        if cache is not None and around.is_main and missing:
-            cache.keep(pairs, logps)
-        return logps
-
-    def _reference_cache(self, tail_weight: float, adapter_sha256: str) -> ReferenceCache | None:
-        folder, base = self._job.reference_cache, self._around.base
-        if folder is None:
-            return None
-        key = ReferenceKey(
-            model_sha256=base.model_sha256,
-            adapter_sha256=adapter_sha256,
-            dtype=str(base.dtype),
-            device=base.device.type,
-            layout=self._layout.name,
-            layout_version=LAYOUT_VERSION,
-            tail_weight=tail_weight,
-        )
-        return ReferenceCache(Path(folder), key)
-
-    def _score(
-        self,
-        pairs: Sequence[TokenPair],
-        *,
-        tail_weight: float = 1.0,
-        on_scored: Callable[[int], None] = lambda _: None,
-    ) -> Tensor:
-        around = self._around
-        return score_pairs(
-            ResponseScorer(self._model),
-            pairs,
+    def _fit_memory(self, adapted: Any) -> None:
+        around, settings = self._around, self._settings
+        if around.free_memory is None:
+            return
+        estimate = estimate_memory(adapted)
+        _LOG.info("%s", estimate.explain(around.budget.max_tokens, around.free_memory))
+        fit_budget(
             around.budget,
-            layout=self._layout,
-            tail_weight=tail_weight,
-            world=around.world,
-            should_stop=around.cancellation.requested,
-            on_scored=on_scored,
+            estimate,
+            PADDED,
+            self._train.pairs,
+            free=around.free_memory,
+            max_length=settings.max_length,
+            lora_rank=settings.lora_rank,
         )
 
-    def _score_live(self) -> Tensor | None:
+    def _checkpoint(self, choice: LayoutChoice) -> CheckpointFile:
+        base = self._around.base
+        owner = owner_of(self._job, choice.layout.name, f"{base.device.type} {base.dtype}")
+        return CheckpointFile(self._around.checkpoint, owner, every_s=self._job.checkpoint_every_s)
+
+    def _read(self, checkpoint: CheckpointFile) -> State | None:
+        """Where an earlier worker on this folder stood, if it can be gone on from; notes what was found."""
+        found, world = checkpoint.read(), self._around.world
+        if found.fault:
+            self._notes.append(f"A checkpoint {found.fault} and was not used; training began anew.")
+        # On several machines the file may be on one of them only.
+        num_found = world.sum(torch.tensor([float(found.state is not None)], device=self._around.base.device))
+        if found.state is None or num_found.item() < world.size:
+            return None
+        steps = found.state["trainer/num_done"]
+        self._notes.append(f"Training was interrupted and continued after step {steps}.")
+        return found.state
+
+    def _score_references(self, scores: RoundScores, choice: LayoutChoice, resumed: State | None) -> FitData:
+        """Score all pairs under base, which the model now is, or take the scores of the worker before."""
+        if resumed is not None:
+            reference, base_heldout = resumed["reference"], resumed["base_heldout"]
+        else:
+            reference = scores.of_reference(self._model, self._train.pairs, self._settings.ld_alpha)
+            base_heldout = scores.of_reference(self._model, self._heldout.pairs)
+        return FitData(
+            train=self._train.pairs,
+            heldout=self._heldout.pairs,
+            reference=reference,
+            base_heldout=base_heldout,
+            probe_prompts=tuple(self._probe_prompts),
+            layout=choice.layout,
+        )
+
+    def _score_start(self, scores: RoundScores, data: FitData) -> FitData:
+        """The same data with the starting policy as the reference."""
+        start = canonical_json(sha256_of_tree(Path(str(self._job.start_adapter))))
+        reference = scores.of_reference(self._model, data.train, self._settings.ld_alpha, start)
+        return replace(data, reference=reference)
+
+    def _score_live(self, scores: RoundScores) -> Tensor | None:
         """Held-out log-probabilities of the live version; None when live is base."""
         if self._job.live_adapter is None:
             return None
         live = self._load_adapter(self._job.live_adapter)
-        self._model = live
-        scored = self._score(self._heldout.pairs)
+        scored = scores.of(live, self._heldout.pairs)
         self._model = live.unload()
         return scored
 
     @property
     def _starts_from_live(self) -> bool:
         return self._settings.start_from == "live" and self._job.start_adapter is not None
+
+    @property
+    def _starts_elsewhere(self) -> bool:
+        """Whether the reference is another than base."""
+        return self._settings.reference == "start" and self._starts_from_live
 
     def _starting_policy(self) -> Any:
         settings = self._settings
@@ -236,69 +228,6 @@ class RoundTraining:
                 f"The adapter in {folder} was expected to fit {self._job.model}, and does not;"
                 " roll back to another version"
             ) from error
-
-    def _fit(self, reference: Tensor, base_heldout: Tensor) -> Tensor:
-        """Train until the end or until the drift guard stops it. Returns the held-out log-probabilities.
-
-        Leaves the steps taken in `_num_steps`, and their mean metrics over one epoch in `_metrics`.
-        """
-        trainer, guard = self._trainer(reference), self._drift_guard()
-        history: list[dict[str, float]] = []
-        heldout = base_heldout
-        report = self._around.progress.report
-        report("training", 0, trainer.num_steps)
-        for result in trainer.steps():
-            metrics = dict(result.metrics)
-            if guard.is_due(result.step, trainer.num_steps):
-                metrics["kl_per_token"] = guard.check(result.step)
-            if result.is_epoch_end:
-                heldout = self._score(self._heldout.pairs)
-                metrics |= self._heldout_metrics(heldout, base_heldout)
-            check_finite(metrics, result.step)
-            history.append(result.metrics)
-            report("training", result.step, trainer.num_steps, metrics)
-            if guard.is_exceeded:
-                break
-        self._num_steps = len(history)
-        if guard.is_exceeded:
-            self._num_steps = guard.restore() or len(history)
-            heldout = self._score(self._heldout.pairs)
-        epoch_length = trainer.num_steps // self._settings.epochs
-        epoch = history[: self._num_steps][-epoch_length:]
-        self._metrics = {name: sum(step[name] for step in epoch) / len(epoch) for name in epoch[0]}
-        self._metrics |= self._heldout_metrics(heldout, base_heldout)
-        if guard.is_exceeded:
-            self._metrics["planned_steps"] = trainer.num_steps
-        check_finite(self._metrics, self._num_steps)
-        return heldout
-
-    def _trainer(self, reference: Tensor) -> Trainer:
-        around = self._around
-        return Trainer(
-            ResponseScorer(self._model),
-            self._train.pairs,
-            reference,
-            self._settings,
-            layout=self._layout,
-            budget=around.budget,
-            world=around.world,
-            should_stop=around.cancellation.requested,
-        )
-
-    def _drift_guard(self) -> DriftGuard:
-        around = self._around
-        return DriftGuard(
-            self._model,
-            [*self._probe_prompts, *(pair.prompt for pair in self._train.pairs)],
-            eos_ids=around.chat.eos_ids,
-            context_length=around.base.context_length,
-            seed=self._settings.seed,
-            world=around.world,
-            should_stop=around.cancellation.requested,
-        )
-
-    def _heldout_metrics(self, policy: Tensor, base: Tensor) -> dict[str, float]:
-        return prefixed("heldout", evaluate(policy, base, self._heldout.pairs, self._settings))
 
     def _probe_base(self) -> ProbeSummary | None:
         answers = self._answers()
@@ -357,14 +286,12 @@ def check_base(job: RoundJob, base: BaseModel) -> None:
         )
 
 
-def check_finite(metrics: Mapping[str, float], step: int) -> None:
-    """Refuse a model whose numbers broke after its last step's loss was taken."""
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise TrainingFailed(f"{name} became {value} after step {step}; use a lower learning rate")
-
-
-def _no_pairs(encoded: EncodedPairs) -> str:
+def _no_pairs(encoded: EncodedPairs, num_heldout: int) -> str:
+    if not encoded.num_dropped and num_heldout:
+        return (
+            f"Training needs at least one pair, and all {num_heldout} of the round are held out;"
+            " label answers to other prompts"
+        )
     if not encoded.num_dropped:
         return "Training needs at least one pair, and the round has none; label some more"
     return (

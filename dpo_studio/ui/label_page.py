@@ -5,6 +5,7 @@ anything is shown; the next pair is an event of its own after it. The browser ho
 nothing else, and the service checks it.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -76,14 +77,15 @@ class LabelHandlers:
                     yield (*to_updates(screen, before), gr.skip() if is_emptied else "")
                     before, is_emptied = screen, True
         except Exception as error:
-            yield (*self._back(sentence_of(error), is_emptied, request), text if is_emptied else gr.skip())
+            before_it = await self._back(sentence_of(error), is_emptied, request)
+            yield (*before_it, text if is_emptied else gr.skip())
 
-    def _back(self, sentence: str, is_replaced: bool, request: gr.Request) -> Updates:
+    async def _back(self, sentence: str, is_replaced: bool, request: gr.Request) -> Updates:
         """What the page shows after a failed own prompt: what stood there before, and the reason."""
         notice = plain_md(sentence)
         if not is_replaced:
             return _only_notice(notice)
-        open_pair = self._labeling.current(current_labeler(request))
+        open_pair = await asyncio.to_thread(self._labeling.current, current_labeler(request))
         screen = render_comparison(open_pair, notice) if open_pair else render_nothing(sentence)
         return to_updates(screen)
 

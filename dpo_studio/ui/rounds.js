@@ -39,7 +39,8 @@
   // The server drew the page from a state and wrote down which; when that has passed it draws again.
   function refreshWhenStale(status) {
     const drawn = document.querySelector("#next-round [data-key]");
-    const current = status.round ? `${status.round.round}-${status.round.status}` : "none";
+    const round = status.round;
+    const current = round ? `${round.round}-${round.status}${round.cancelling ? "-cancelling" : ""}` : "none";
     if (drawn && drawn.dataset.key !== `${status.live}/${current}/${status.new_pairs}`) {
       window.dpoStudio.button("rounds-refresh").click();
     }
@@ -77,6 +78,7 @@
     const progress = answer.progress;
     byId("ds-training").classList.toggle("ds-active", shown.isActive);
     if (!shown.isActive) return say(`Round ${answer.round} ${ENDED[answer.status]}.`, 1);
+    if (answer.cancelling) return say(`Round ${answer.round}: cancelling …`, byId("ds-phase-bar").value);
     if (answer.status === "queued" || !progress) return say(`Round ${answer.round} is about to start.`, 0);
     const steps = progress.num_steps ? `, ${progress.step} of ${progress.num_steps}` : "";
     const share = progress.num_steps ? progress.step / progress.num_steps : 0;

@@ -1,9 +1,10 @@
-"""Rounds: train now or by schedule, watch, judge, promote, roll back.
+"""Rounds: train now or by schedule, watch, judge, promote, roll back, choose how they train.
 
 The live curve is drawn by `rounds.js` from the HTTP API; everything that changes the studio is a handler
 here. After each of them the whole page is read afresh, as one action moves several parts.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from dpo_studio.errors import BadInput
 from dpo_studio.services.deployment import DeploymentService
 from dpo_studio.services.rounds import RoundService
 from dpo_studio.services.studio import Studio
+from dpo_studio.ui import training_form
 from dpo_studio.ui.board import board, heading, notice
 from dpo_studio.ui.identity import current_labeler
 from dpo_studio.ui.markup import Html, element
@@ -92,7 +94,9 @@ class RoundsHandlers:
             if action == "approve":
                 return f"{(await self._rounds.approve(_number(name), actor=actor)).version} is live now."
             if action == "reject":
-                return f"Round {self._rounds.reject(_number(name), actor=actor).number} was turned down."
+                number = _number(name)
+                await asyncio.to_thread(lambda: self._rounds.reject(number, actor=actor))
+                return f"Round {number} was turned down."
             raise BadInput(f"action: expected promote, approve or reject, found {action[:40]!r}")
 
         return await self._after_await(decide)
@@ -105,13 +109,14 @@ class RoundsHandlers:
 
     async def _after_await(self, effect: Callable[[], Awaitable[str]]) -> Updates:
         try:
-            return self._page(await effect())
+            sentence = await effect()
         except Exception as error:
-            return self._page(sentence_of(error))
+            sentence = sentence_of(error)
+        return await asyncio.to_thread(self._page, sentence)
 
     def _page(self, sentence: str) -> Updates:
         try:
-            screen = render_rounds(self._rounds.status(), self._rounds.list(), self._deployment.versions())
+            screen = render_rounds(self._rounds.overview())
         except Exception as error:
             return (plain_md(sentence_of(error)), *(gr.skip() for _ in range(NUM_OUTPUTS - 1)))
         return to_updates(screen, sentence)
@@ -125,7 +130,11 @@ def to_updates(screen: RoundsScreen, sentence: str) -> Updates:
         screen.history,
         screen.next_round,
         gr.update(interactive=screen.can_train),
-        gr.update(visible=screen.active_round is not None, value=_cancel_label(screen.active_round)),
+        gr.update(
+            visible=screen.active_round is not None,
+            interactive=not screen.is_cancelling,
+            value=_cancel_label(screen),
+        ),
         gr.update(interactive=screen.can_roll_back),
     )
 
@@ -157,6 +166,7 @@ def build(pages: Any, studio: Studio) -> None:
         with gr.Column(scale=2, min_width=280, elem_classes="ds-card"):
             heading("Schedule")
             schedule, save = _schedule_form()
+            training_form.build(studio.rounds)
     with gr.Column(elem_classes="ds-card"):
         with gr.Row(elem_classes="ds-section-head"):
             heading("Versions")
@@ -212,8 +222,10 @@ def _schedule_form() -> tuple[list[Any], Any]:
     return [enabled, interval, min_pairs, gate], save
 
 
-def _cancel_label(number: int | None) -> str:
-    return f"Cancel round {number}" if number else "Cancel"
+def _cancel_label(screen: RoundsScreen) -> str:
+    if screen.is_cancelling:
+        return "Cancelling …"
+    return f"Cancel round {screen.active_round}" if screen.active_round else "Cancel"
 
 
 def _number(value: Any) -> int:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from dpo_studio.domain.round import RoundStatus
+from dpo_studio.domain.round import RoundStatus, TrainSettings
 from dpo_studio.errors import BadInput
-from dpo_studio.services.views import GateMode, RoundView, ScheduleView, StudioStatus, VersionView
+from dpo_studio.services.views import GateMode, RoundsView, RoundView, ScheduleView, StudioStatus, VersionView
 from dpo_studio.ui.markup import Html, element, join
 
 ACCURACY = "heldout/rewards/accuracies"
@@ -31,20 +31,22 @@ class RoundsScreen:
     history: Html
     next_round: Html
     active_round: int | None
+    is_cancelling: bool
+    """Of the active round: it was asked to stop and has not ended yet."""
     can_train: bool
     can_roll_back: bool
 
 
-def render_rounds(
-    status: StudioStatus, rounds: Sequence[RoundView], versions: Sequence[VersionView]
-) -> RoundsScreen:
+def render_rounds(view: RoundsView) -> RoundsScreen:
     """Everything on the page but the live curve."""
+    status = view.status
     active = status.round.number if status.round and status.round.status.is_active else None
     return RoundsScreen(
-        versions=render_versions(versions),
-        history=render_history(rounds),
+        versions=render_versions(view.versions),
+        history=render_history(view.rounds),
         next_round=render_next(status),
         active_round=active,
+        is_cancelling=status.round is not None and status.round.is_cancelling,
         can_train=status.round is None,
         can_roll_back=status.live != "base",
     )
@@ -57,11 +59,16 @@ def render_next(status: StudioStatus) -> Html:
 
 def state_key(status: StudioStatus) -> str:
     """Changes when anything on the page but the live curve does. `rounds.js` computes the same."""
-    current = f"{status.round.number}-{status.round.status.value}" if status.round else "none"
+    current = "none"
+    if status.round is not None:
+        current = f"{status.round.number}-{status.round.status.value}"
+        current += "-cancelling" if status.round.is_cancelling else ""
     return f"{status.live}/{current}/{status.new_pairs}"
 
 
 def _outlook(status: StudioStatus) -> Html:
+    if status.round is not None and status.round.is_cancelling:
+        return join(f"Round {status.round.number} is being cancelled; it ends after the step it is in.")
     if status.round is not None and status.round.status.is_active:
         pairs = element("strong", str(status.round.num_pairs))
         return join(
@@ -137,7 +144,7 @@ def _round_card(view: RoundView, *, is_newest: bool) -> Html:
     title = element(
         "h3",
         f"Round {view.number}",
-        element("span", STATUS_NAMES[view.status], cls=f"ds-tag ds-tag-{view.status.value}"),
+        element("span", _status_name(view), cls=f"ds-tag ds-tag-{view.status.value}"),
         element("span", f"→ {view.version}", cls="ds-soft") if view.version else Html(),
     )
     reason = element("p", view.reason, cls="ds-reason") if view.reason else Html()
@@ -145,11 +152,27 @@ def _round_card(view: RoundView, *, is_newest: bool) -> Html:
         "article",
         title,
         element("p", _round_facts(view), _time(view.finished_at or view.created_at), cls="ds-soft"),
+        element("p", _settings(view.settings), cls="ds-soft ds-used"),
         reason,
         _verdict(view, is_open=is_newest),
         _decisions(view),
         cls="ds-round",
     )
+
+
+def _status_name(view: RoundView) -> str:
+    return "cancelling …" if view.is_cancelling else STATUS_NAMES[view.status]
+
+
+def _settings(used: TrainSettings) -> str:
+    """How a round trained, in a line; what was off is left out."""
+    facts = [f"{used.loss} loss", f"beta {used.beta:g}", f"learning rate {used.learning_rate:g}"]
+    facts += [f"{used.epochs} {'epoch' if used.epochs == 1 else 'epochs'}", f"rank {used.lora_rank}"]
+    if used.label_smoothing:
+        facts.append(f"label smoothing {used.label_smoothing:g}")
+    if used.sft_weight:
+        facts.append(f"SFT weight {used.sft_weight:g}")
+    return " · ".join(facts)
 
 
 def _round_facts(view: RoundView) -> Html:

@@ -67,7 +67,24 @@
     "vote-a": "1", "vote-b": "2", "vote-tie": "3", "vote-both_bad": "4", "vote-skip": "Space", undo: "Control+Z",
   };
 
+  // A pane with more below its edge fades there; without a sign the cut looks like the end of the answer.
+  const PANES = ".ds-answer.block, .ds-prompt.block, .ds-diff.block";
+  const EDGE_PX = 4;
+
+  function markPane(pane) {
+    pane.toggleAttribute("data-more", pane.scrollHeight - pane.scrollTop - pane.clientHeight > EDGE_PX);
+  }
+
+  function markPanes() {
+    document.querySelectorAll(PANES).forEach(markPane);
+  }
+
+  function onScroll(event) {
+    if (event.target.matches && event.target.matches(PANES)) markPane(event.target);
+  }
+
   function decorate() {
+    markPanes();
     for (const [id, name] of Object.entries(NAMES)) {
       const pane = byId(id);
       if (!pane || pane.getAttribute("role") === "region") continue;
@@ -79,8 +96,8 @@
       const found = button(id);
       if (found) found.setAttribute("aria-keyshortcuts", keys);
     }
-    const notice = byId("notice");
-    if (notice && !notice.hasAttribute("aria-live")) {
+    for (const notice of ["notice", "training-notice"].map(byId)) {
+      if (!notice || notice.hasAttribute("aria-live")) continue;
       notice.setAttribute("role", "status");
       notice.setAttribute("aria-live", "polite");
     }
@@ -133,7 +150,8 @@
     if (!round) return;
     const progress = round.progress && round.progress.num_steps ? round.progress : null;
     const share = progress ? ` ${Math.floor((100 * progress.step) / progress.num_steps)} %` : "";
-    setText(slot, round.status === "waiting" ? `Round ${round.round} waits` : `Training${share}`);
+    const doing = round.cancelling ? "Cancelling …" : `Training${share}`;
+    setText(slot, round.status === "waiting" ? `Round ${round.round} waits` : doing);
   }
 
   function showEngine(engine) {
@@ -195,6 +213,8 @@
   document.addEventListener("keydown", onSubmitKey);
   document.addEventListener("pointerup", onPointerUp);
   document.addEventListener("click", onClick);
+  document.addEventListener("scroll", onScroll, { capture: true, passive: true });
+  window.addEventListener("resize", markPanes);
   document.addEventListener("visibilitychange", () => { if (!document.hidden) decorate(); });
   const begin = () => { watchPage(); poll(); };
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", begin);

@@ -17,6 +17,7 @@ from dpo_studio.services.views import (
     GenerationView,
     RoundView,
     StudioStatus,
+    TrainingView,
     VersionView,
     VoteView,
 )
@@ -82,6 +83,16 @@ def round_json(view: RoundView) -> Json:
         "started_at": time_json(view.started_at),
         "finished_at": time_json(view.finished_at),
         "progress": step_json(view.progress) if view.progress else None,
+        "cancelling": view.is_cancelling,
+    }
+
+
+def training_json(view: TrainingView) -> Json:
+    """How the next rounds train, and the preset beside it."""
+    return {
+        "settings": to_json(view.choice),
+        "preset": to_json(view.preset),
+        "is_preset": view.choice == view.preset,
     }
 
 
@@ -91,6 +102,7 @@ def steps_json(view: RoundView, steps: Sequence[StepProgress]) -> Json:
         "round": view.number,
         "status": view.status.value,
         "progress": step_json(view.progress) if view.progress else None,
+        "cancelling": view.is_cancelling,
         "steps": [step_json(step) for step in steps],
     }
 

@@ -4,13 +4,14 @@ Limits here keep nonsense from the services; the rules of the domain (turn order
 depend on the model) stay in the domain.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dpo_studio.domain.chat import Message, Role, SamplingParams
 from dpo_studio.domain.preference import Choice
+from dpo_studio.domain.round import LossName
 from dpo_studio.settings import Settings
 
 MAX_MESSAGES = 256
@@ -98,6 +99,22 @@ class GenerateBody(PromptBody):
             max_tokens=self.max_tokens or settings.max_tokens,
             seed=self.seed,
         )
+
+
+class TrainingBody(StrictModel):
+    """A choice for the rounds to come. What is left out is the preset's, so `{}` is the preset."""
+
+    loss: LossName | None = None
+    beta: float | None = None
+    label_smoothing: float | None = None
+    sft_weight: float | None = None
+    learning_rate: float | None = None
+    epochs: int | None = None
+    lora_rank: int | None = None
+
+    def changes(self) -> dict[str, Any]:
+        """What was sent, by name."""
+        return self.model_dump(exclude_none=True)
 
 
 class EmptyBody(StrictModel):

@@ -48,6 +48,8 @@ def api_router(studio: Studio) -> APIRouter:
         ("GET", "/api/rounds/{number}", rounds.get, 200),
         ("GET", "/api/rounds/{number}/steps", rounds.steps, 200),
         ("POST", "/api/rounds/{number}/cancel", rounds.cancel, 200),
+        ("GET", "/api/training", rounds.training, 200),
+        ("PUT", "/api/training", rounds.set_training, 200),
         ("POST", "/api/prompts", data.import_prompts, 200),
         ("POST", "/api/pairs", data.import_pairs, 200),
         ("GET", "/api/pairs", data.export_pairs, 200),

@@ -1,12 +1,12 @@
-"""Routes of rounds: start, watch, cancel."""
+"""Routes of rounds: start, watch, cancel, and how the next ones train."""
 
 from typing import Annotated
 
 from fastapi import Query
 
 from dpo_studio.services.studio import Studio
-from dpo_studio.web.answers import Json, round_json, steps_json
-from dpo_studio.web.requests import EmptyBody, RoundNumber
+from dpo_studio.web.answers import Json, round_json, steps_json, training_json
+from dpo_studio.web.requests import EmptyBody, RoundNumber, TrainingBody
 from dpo_studio.web.visitors import Visitor
 
 
@@ -37,3 +37,11 @@ class RoundRoutes:
         """Stop an active round within one step."""
         del body
         return round_json(self._rounds.cancel(number))
+
+    def training(self) -> Json:
+        """How the next rounds train."""
+        return training_json(self._rounds.training.view())
+
+    def set_training(self, visitor: Visitor, body: TrainingBody) -> Json:
+        """Change it, for rounds that start from now on; `{}` goes back to the preset."""
+        return training_json(self._rounds.training.choose(body.changes(), actor=visitor))

@@ -58,8 +58,8 @@ def published(command: CommandLine, tmp_path: Path) -> StoragePaths:
 def test_imported_prompts_are_counted_once(command: CommandLine, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "One?"}\nTwo?\n\n{"prompt": "One?"}\n', "utf-8")
-    assert command.run("import-prompts", str(file)).out == "2 new prompts, 1 known already\n"
-    assert command.run("import-prompts", str(file)).out == "0 new prompts, 3 known already\n"
+    assert command.run("import-prompts", str(file)).out == "2 new prompts, 1 already here\n"
+    assert command.run("import-prompts", str(file)).out == "0 new prompts, 3 already here\n"
 
 
 def test_pairs_come_out_as_they_went_in(command: CommandLine, jsonl: Path, tmp_path: Path) -> None:

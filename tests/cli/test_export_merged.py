@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import enable_progress_bar
 
 from dpo_studio.domain.round import TrainSettings
 from dpo_studio.modeling.adapters import new_lora, save_lora
@@ -79,6 +80,19 @@ def test_merged_weights_answer_as_base_and_adapter(
     outcome = command.run("export-model", "base", str(tmp_path / "plain"), *flags)
     assert outcome.code == 0, outcome.err
     assert (logits_of(tmp_path / "plain") - expected).abs().max() > 0.01
+
+
+def test_a_merge_says_its_one_line_and_nothing_else(
+    command: CommandLine, expected: torch.Tensor, tmp_path: Path
+) -> None:
+    """Progress bars of transformers stood between the command and its answer."""
+    del expected
+    enable_progress_bar()
+    command.capture.readouterr()
+    flags = ("--merge", "--model", str(tmp_path / "model"), "--device", "cpu")
+    outcome = command.run("export-model", "v1", str(tmp_path / "merged"), *flags)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.count("\n") == 1
 
 
 def test_merging_into_another_model_is_refused(

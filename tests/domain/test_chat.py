@@ -55,6 +55,25 @@ def test_control_characters_and_lone_surrogates_go_tabs_and_newlines_stay() -> N
     assert clean_text("a\x00b\x1b[31m\x7f\ud800c\t\nü😀") == "ab[31mc\t\nü😀"
 
 
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("one\x0btwo", "one two"),
+        ("one\x0c\x0ctwo\rthree", "one two three"),
+        ("a cell\x1fanother\x1c", "a cell another"),
+        ("line\r\nline", "line\nline"),
+        ("one \x0b two", "one  two"),
+        ("\x0bone\x0b\n\x0btwo", "one\ntwo"),
+        ("o\x00n\x00e\x00", "one"),
+        ("one\x00\x0b\ud800two", "one two"),
+        ("tab\tstays", "tab\tstays"),
+    ],
+)
+def test_a_control_character_that_parts_two_words_leaves_a_blank(text: str, cleaned: str) -> None:
+    """Line breaks of word processors were dropped, and the words on both sides became one."""
+    assert clean_text(text) == cleaned
+
+
 @given(st.text())
 def test_cleaned_text_is_clean_and_encodes(text: str) -> None:
     cleaned = clean_text(text)

@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpo_studio.domain.chat import Message
-from dpo_studio.domain.preference import Choice, JudgedComparison, SampledText, VoteRecord, pairs_of
+from dpo_studio.domain.preference import (
+    Choice,
+    JudgedComparison,
+    PreferencePair,
+    SampledText,
+    VoteRecord,
+    pairs_of,
+)
+from dpo_studio.errors import BadInput
 
 A = SampledText("first", (1, 2), "v1")
 B = SampledText("second", (3, 4), "v1")
@@ -95,3 +103,31 @@ def test_swapping_the_sides_and_the_votes_swaps_nothing_else(votes: list[tuple[C
     other = {Choice.A: Choice.B, Choice.B: Choice.A}
     mirrored = judged(*((other.get(choice, choice), edit) for choice, edit in votes), a=B, b=A)
     assert sorted(texts(judged(*votes))) == sorted(texts(mirrored))
+
+
+@pytest.mark.parametrize(
+    ("votes", "expected"),
+    [
+        ([Choice.A], 1.0),
+        ([Choice.A, Choice.A, Choice.B], 2 / 3),
+        ([Choice.B, Choice.B, Choice.B, Choice.A], 3 / 4),
+        # A tie counts half for each; "both bad" and "skip" do not compare.
+        ([Choice.A, Choice.A, Choice.TIE], 5 / 6),
+        ([Choice.A, Choice.A, Choice.BOTH_BAD, Choice.SKIP], 1.0),
+    ],
+)
+def test_a_pair_carries_the_share_of_its_votes(votes: list[Choice], expected: float) -> None:
+    (pair,) = pairs_of(judged(*((vote, None) for vote in votes)))
+    assert pair.chosen_probability == pytest.approx(expected)
+
+
+def test_an_edit_is_sure_to_be_better_than_what_it_mends() -> None:
+    voted, edited = pairs_of(judged((Choice.A, "mended"), (Choice.A, None), (Choice.B, None)))
+    assert voted.chosen_probability == pytest.approx(2 / 3)
+    assert edited.chosen_probability == 1.0
+
+
+@pytest.mark.parametrize("value", [-0.01, 1.01, float("nan")])
+def test_what_is_no_probability_is_refused(value: float) -> None:
+    with pytest.raises(BadInput, match="chosen_probability: expected 0 to 1"):
+        PreferencePair("p", (), A, B, (), (), value)

@@ -98,11 +98,78 @@ def test_swapping_the_labels_mirrors_the_gradient_weight(chosen: float, rejected
     assert gradient(chosen, rejected) + gradient(rejected, chosen) == pytest.approx(-1.0)
 
 
-def test_a_soft_label_is_the_smoothing_of_its_own_pair() -> None:
-    # Votes 3:1 for the chosen response: the rejected one is better with probability 1/4.
-    found = dpo_losses(tensor(10.0, 10.0), beta=0.1, label_smoothing=tensor(0.25, 0.0))
-    assert found[0].item() == pytest.approx(0.3132616875182228 + 0.25 * 1.0)
-    assert found[1].item() == pytest.approx(0.3132616875182228)
+def soft(h: float, p: float, **changes: Any) -> float:
+    """The loss of one pair with margin `h` of which a share `p` of labelers prefers the chosen response."""
+    ratios = tensor(h, 0.0).view(1, 2)
+    return preference_losses(ratios, TrainSettings(**changes), chosen_probability=tensor(p)).item()
+
+
+def test_a_soft_label_by_hand() -> None:
+    # Votes 3:1 at βh = 1: log(1 + e⁻¹) for the three, log(1 + e) = that + 1 for the one.
+    assert soft(10.0, 0.75, beta=0.1) == pytest.approx(0.3132616875182228 + 0.25 * 1.0)
+    # ipo, target 1/(2·0.1) = 5: ¾·(10 − 5)² + ¼·(−10 − 5)².
+    assert soft(10.0, 0.75, loss="ipo", beta=0.1) == pytest.approx(0.75 * 25 + 0.25 * 225)
+    # hinge at βh = ½: ¾·½ + ¼·3/2.
+    assert soft(5.0, 0.75, loss="hinge", beta=0.1) == pytest.approx(0.75)
+
+
+@relaxed
+@given(nats, betas, st.floats(0, 0.49))
+def test_a_soft_label_is_conservative_dpo_of_its_own_doubt(h: float, beta: float, doubt: float) -> None:
+    expected = dpo_losses(tensor(h), beta=beta, label_smoothing=doubt).item()
+    assert soft(h, 1 - doubt, beta=beta) == pytest.approx(expected, rel=1e-12)
+
+
+@relaxed
+@given(nats, betas, st.floats(0, 1))
+def test_a_soft_label_shrinks_the_target_of_ipo(h: float, beta: float, p: float) -> None:
+    share = 2 * p - 1
+    expected = (h - share / (2 * beta)) ** 2 + (1 - share**2) / (4 * beta**2)
+    assert soft(h, p, loss="ipo", beta=beta) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@relaxed
+@given(nats, betas, st.floats(0, 0.45))
+def test_robust_with_the_doubt_it_assumes_is_plain_dpo(h: float, beta: float, doubt: float) -> None:
+    found = soft(h, 1 - doubt, loss="robust", beta=beta, label_smoothing=doubt)
+    assert found == pytest.approx(dpo_losses(tensor(h), beta=beta).item(), rel=1e-9, abs=1e-9)
+
+
+@relaxed
+@given(nats, betas, st.floats(0, 1), st.sampled_from(["sigmoid", "ipo", "hinge", "robust"]))
+def test_a_soft_label_is_the_mean_over_its_votes_and_turns_with_its_sides(
+    h: float, beta: float, p: float, loss: Any
+) -> None:
+    smoothing = 0.1 if loss == "robust" else 0.0
+    options = {"loss": loss, "beta": beta, "label_smoothing": smoothing}
+    votes = p * soft(h, 1.0, **options) + (1 - p) * soft(-h, 1.0, **options)
+    assert soft(h, p, **options) == pytest.approx(votes, rel=1e-12, abs=1e-12)
+    assert soft(-h, 1 - p, **options) == pytest.approx(votes, rel=1e-9, abs=1e-9)
+
+
+def test_a_soft_label_puts_the_minimum_where_the_labelers_are() -> None:
+    """σ(βh) = p: at votes 3:1 and β = 0.1, h = 10·log 3."""
+    gradient = gradient_of(
+        lambda ratios: preference_losses(ratios, TrainSettings(beta=0.1), chosen_probability=tensor(0.75)),
+        tensor(10 * math.log(3), 0.0).view(1, 2),
+    )
+    assert gradient.abs().max().item() == pytest.approx(0.0, abs=1e-16)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo", "hinge", "robust"])
+def test_certainty_is_the_same_loss_to_the_bit(loss: Any) -> None:
+    ratios, settings_ = tensor(3.0, -2.0, 7.0, 40.0).view(2, 2), TrainSettings(loss=loss)
+    certain = preference_losses(ratios, settings_, chosen_probability=tensor(1.0, 1.0))
+    assert torch.equal(certain, preference_losses(ratios, settings_))
+
+
+def test_lengths_turn_with_the_sides() -> None:
+    """Per-token means 6/3 and −4/2: h = 4; the other side's is −4, and not that of swapped lengths."""
+    settings_ = TrainSettings(loss="ipo", beta=0.25, length_normalised=True)
+    found = preference_losses(
+        tensor(6.0, -4.0).view(1, 2), settings_, tensor(3.0, 2.0).view(1, 2), tensor(0.5)
+    )
+    assert found.item() == pytest.approx(0.5 * (4 - 2) ** 2 + 0.5 * (-4 - 2) ** 2)
 
 
 @relaxed

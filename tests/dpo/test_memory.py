@@ -55,3 +55,51 @@ def test_every_way_of_running_out_is_known() -> None:
     assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("memory layout not supported"))
+
+
+def test_a_third_time_turns_to_gradient_checkpointing_and_a_fourth_is_a_failure() -> None:
+    budget = MemoryBudget(10_000)
+    seen: list[tuple[int, bool]] = []
+
+    def work(groups: list[list[int]]) -> str:
+        seen.append((len(groups), budget.is_recomputing))
+        if len(seen) < 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return "done"
+
+    assert budget.run([10] * 8, work, can_recompute=True) == "done"
+    assert seen == [(1, False), (2, False), (4, False), (4, True)]
+
+    def hopeless(_groups: list[list[int]]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(TrainingFailed, match="2 pair"):
+        budget.run([10] * 8, hopeless, can_recompute=True)
+
+
+def test_a_single_pair_is_recomputed_at_once() -> None:
+    budget = MemoryBudget(10_000)
+
+    def work(_groups: list[list[int]]) -> bool:
+        if not budget.is_recomputing:
+            raise MemoryError
+        return True
+
+    assert budget.run([10], work, can_recompute=True)
+    assert budget.num_halvings == 0
+
+
+def test_it_says_what_shortness_has_led_to() -> None:
+    budget = MemoryBudget(100)
+    assert budget.explain() == ""
+    budget.num_halvings, budget.max_tokens = 1, 50
+    assert budget.explain() == "Memory was short: at most 50 tokens were processed at a time."
+    budget.is_recomputing = True
+    assert "layers were computed twice" in budget.explain()
+
+
+def test_a_budget_that_was_cut_is_so_for_whoever_goes_on() -> None:
+    cut, other = MemoryBudget(100), MemoryBudget(100)
+    cut.max_tokens, cut.num_halvings, cut.is_recomputing = 25, 2, True
+    other.load_state_dict(cut.state_dict())
+    assert (other.max_tokens, other.num_halvings, other.is_recomputing) == (25, 2, True)

@@ -110,7 +110,7 @@ def test_a_packed_pair_repeats_its_prompt() -> None:
 
 
 @pytest.mark.parametrize("pair", [((), (1,), (2,)), ((1,), (), (2,)), ((1,), (2,), ())])
-def test_an_empty_part_is_refused(pair: tuple[tuple[int, ...], ...]) -> None:
+def test_an_empty_part_is_refused(pair: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]) -> None:
     with pytest.raises(ValueError, match="pair 0: expected"):
         share_prefixes([TokenPair(*pair)], CPU)
     with pytest.raises(ValueError, match="sequence 0: expected"):

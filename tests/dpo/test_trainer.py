@@ -1,5 +1,8 @@
 """Training: exact steps however they are split, the same bits from the same seed, and it learns."""
 
+import copy
+import dataclasses
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from dpo_studio.dpo.failures import TrainingCancelled, TrainingFailed
 from dpo_studio.dpo.layouts import LADDER, Layout
 from dpo_studio.dpo.logps import ResponseScorer
 from dpo_studio.dpo.memory import MemoryBudget
+from dpo_studio.dpo.metrics import SUM_NAMES, metrics_of
 from dpo_studio.dpo.trainer import StepResult, Trainer, epoch_batches, learning_rate_at
 from dpo_studio.dpo.world import World
 from tests.dpo.models import adapter_state, load_tiny, random_pairs, with_lora
@@ -119,9 +123,10 @@ def test_shares_of_several_processes_add_up_to_one_step(tmp_path: Path, size: in
         assert len(sums) == 3
         parts.append(torch.cat([sums[1].double(), sums[2]]))
     total = torch.stack(parts).sum(0)
-    num_metrics = len(expected) - 2
-    assert (total[-num_metrics:] / 5).tolist()[0] == pytest.approx(expected["loss"])
-    assert total[:-num_metrics].norm().item() == pytest.approx(expected["grad_norm"], rel=1e-4)
+    names = ("loss", *SUM_NAMES)
+    metrics = metrics_of(dict(zip(names, total[-len(names) :].tolist(), strict=True)), 5)
+    assert metrics == pytest.approx({name: expected[name] for name in metrics}, rel=1e-4, abs=1e-6)
+    assert total[: -len(names)].norm().item() == pytest.approx(expected["grad_norm"], rel=1e-4)
 
 
 def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
@@ -132,6 +137,45 @@ def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
         states.append(adapter_state(model))
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not all(torch.equal(states[0][name], states[2][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2, 3, 7, 9])
+def test_a_trainer_goes_on_where_another_stopped_to_the_same_bits(tmp_path: Path, taken: int) -> None:
+    """3 epochs of 3 batches, left at the start, in an epoch, at an epoch's end and after the last step."""
+    settings = TrainSettings(epochs=3, batch_size=3, learning_rate=1e-2)
+    whole = with_lora(load_tiny(tmp_path / "whole"))
+    expected = train(whole, settings)
+    first = with_lora(load_tiny(tmp_path / "first"))
+    reference = reference_of(first, PAIRS)
+    trainer = Trainer(ResponseScorer(first), PAIRS, reference, settings)
+    before = list(itertools.islice(trainer.steps(), taken))
+    state = copy.deepcopy(trainer.state_dict())
+    second = with_lora(load_tiny(tmp_path / "second"), seed=9)
+    trainer = Trainer(ResponseScorer(second), PAIRS, reference, settings)
+    trainer.load_state_dict(state)
+    assert [*before, *trainer.steps()] == expected
+    wanted = adapter_state(whole)
+    assert all(torch.equal(wanted[name], value) for name, value in adapter_state(second).items())
+
+
+@pytest.mark.parametrize("kind", ["exp_avg", "exp_avg_sq", "step", "parameter"])
+def test_every_part_of_the_state_matters(tmp_path: Path, kind: str) -> None:
+    """The negative control: without one part, going on ends elsewhere."""
+    settings = TrainSettings(epochs=3, batch_size=3, learning_rate=1e-2)
+    ends = []
+    for broken in (False, True):
+        model = with_lora(load_tiny(tmp_path / str(broken)))
+        reference = reference_of(model, PAIRS)
+        trainer = Trainer(ResponseScorer(model), PAIRS, reference, settings)
+        list(itertools.islice(trainer.steps(), 4))
+        state = copy.deepcopy(trainer.state_dict())
+        if broken:
+            state |= {name: torch.zeros_like(v) for name, v in state.items() if name.startswith(f"{kind}/")}
+        trainer = Trainer(ResponseScorer(model), PAIRS, reference, settings)
+        trainer.load_state_dict(state)
+        list(itertools.islice(trainer.steps(), 1))
+        ends.append(adapter_state(model))
+    assert not all(torch.equal(ends[0][name], value) for name, value in ends[1].items())
 
 
 def test_only_the_adapter_changes(model: Any) -> None:
@@ -164,6 +208,29 @@ def test_swapped_labels_teach_the_opposite(tmp_path: Path) -> None:
         score_pairs(ResponseScorer(model), PAIRS, MemoryBudget()), reference, PAIRS, TrainSettings()
     )
     assert found["rewards/accuracies"] == 0.0
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo", "hinge", "robust"])
+def test_a_soft_label_is_the_step_of_its_votes_one_by_one(tmp_path: Path, loss: Any) -> None:
+    """Three copies of a pair and a turned one, of which the loss is the mean: votes 3:1."""
+    pair = PAIRS[0]
+    turned = TokenPair(pair.prompt, pair.rejected, pair.chosen)
+    model = with_lora(load_tiny(tmp_path / "m"), is_perturbed=True)
+    smoothing = 0.1 if loss == "robust" else 0.0
+    settings = one_step(loss=loss, label_smoothing=smoothing, learning_rate=1e-12, max_grad_norm=1e9)
+    (votes,) = train(model, settings, [pair, pair, pair, turned])
+    (soft,) = train(model, settings, [dataclasses.replace(pair, chosen_probability=0.75)])
+    (hard,) = train(model, settings, [pair])
+    assert soft.metrics["loss"] == pytest.approx(votes.metrics["loss"], rel=1e-6)
+    assert soft.metrics["grad_norm"] == pytest.approx(votes.metrics["grad_norm"], rel=1e-3)
+    assert soft.metrics["grad_norm"] != pytest.approx(hard.metrics["grad_norm"], rel=1e-2)
+
+
+def test_held_out_loss_knows_soft_labels() -> None:
+    pairs = [dataclasses.replace(PAIRS[0], chosen_probability=0.75)]
+    policy, reference = torch.tensor([[10.0, 0.0]]).double(), torch.zeros(1, 2).double()
+    found = evaluate(policy, reference, pairs, TrainSettings(beta=0.1))
+    assert found["loss"] == pytest.approx(0.3132616875182228 + 0.25)
 
 
 def test_metrics_follow_from_the_scores(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import FloatRect, Locator, Page, expect
 
 READY_MS = 15_000
 """For a model that writes two answers on a busy machine."""
@@ -112,6 +112,20 @@ class LabelPage(StudioPage):
 
     def undo(self) -> None:
         self.page.locator("#undo").click()
+
+    def place_of(self, part: str) -> FloatRect:
+        """Where `own-prompt`, `ask`, `pane-a`, `pane-b`, `undo` or `votes` stands in the window, px."""
+        place = self.page.locator(f"#{part}").bounding_box()
+        assert place is not None, f"{part} is not shown"
+        return place
+
+    def says_there_is_more(self, pane: str) -> bool:
+        """Whether `pane-a` or `pane-b` fades at its lower edge."""
+        mask = self.page.locator(f"#{pane}").evaluate("pane => getComputedStyle(pane).maskImage")
+        return str(mask) != "none"
+
+    def scroll_pane_to_its_end(self, pane: str) -> None:
+        self.page.locator(f"#{pane}").evaluate("pane => pane.scrollTo(0, pane.scrollHeight)")
 
 
 class ChatPage(StudioPage):
@@ -232,6 +246,39 @@ class RoundsPage(StudioPage):
         self.page.locator("#gate").get_by_label(gate).check()
         self.page.locator("#save-schedule").click()
         self.expect_notice("Schedule saved")
+
+    def cancel(self) -> None:
+        self.page.locator("#cancel").click()
+
+    def expect_outlook(self, words: str) -> None:
+        """What the page says of the round to come or under way."""
+        expect(self.page.locator("#next-round")).to_contain_text(words, timeout=READY_MS)
+
+    def expect_phase(self, words: str) -> None:
+        """The line above the live curve."""
+        expect(self.page.locator("#ds-phase")).to_contain_text(words, timeout=READY_MS)
+
+    def open_training_settings(self) -> None:
+        """Unfold the form and wait until it is filled."""
+        self.page.get_by_role("button", name="Advanced: training settings").click()
+        expect(self.training_field("beta")).to_be_editable(timeout=READY_MS)
+
+    def training_field(self, name: str) -> Locator:
+        """`beta`, `learning-rate`, `epochs`, …"""
+        return self.page.locator(f"#training-{name} input")
+
+    def save_training_settings(self) -> None:
+        self.page.locator("#save-training").click()
+
+    def reset_training_settings(self) -> None:
+        self.page.locator("#reset-training").click()
+
+    def expect_training_notice(self, words: str) -> None:
+        """The line in which the form speaks, in sight of its buttons."""
+        expect(self.page.locator("#training-notice")).to_contain_text(words, timeout=READY_MS)
+
+    def expect_training_summary(self, words: str) -> None:
+        expect(self.page.locator("#training-summary")).to_contain_text(words, timeout=READY_MS)
 
     @property
     def num_curves(self) -> int:

@@ -2,7 +2,9 @@
 
 import asyncio
 import random
-from collections.abc import Iterator
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,16 +12,25 @@ from pathlib import Path
 import pytest
 
 from dpo_studio.domain.chat import Message, SamplingParams
+from dpo_studio.domain.preference import Choice
+from dpo_studio.rounds.gate import GateThresholds
+from dpo_studio.rounds.launcher import LaunchSettings
 from dpo_studio.services import boot
 from dpo_studio.services.comparison_maker import ComparisonMaker
 from dpo_studio.services.deployment import DeploymentService
 from dpo_studio.services.labeling import LabelingService
 from dpo_studio.services.pair_factory import PairFactory
+from dpo_studio.services.round_lease import RoundLease
+from dpo_studio.services.round_preparation import RoundPreparation
+from dpo_studio.services.round_runner import RoundRunner
+from dpo_studio.services.rounds import RoundService
+from dpo_studio.services.views import RoundView, ScheduleView
 from dpo_studio.settings import Settings
 from dpo_studio.store.database import Database
 from tests.fakes import FakeEngine
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+SCHEDULE = ScheduleView(True, 10, 4, "auto")
 
 
 @dataclass
@@ -73,3 +84,64 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     )
     yield Bench(settings, database, engine, deployment, maker, factory, labeling, clock)
     database.close()
+
+
+@dataclass
+class Rounds:
+    """The service with the script its worker follows."""
+
+    bench: Bench
+    service: RoundService
+    script: Path
+    task: "asyncio.Task[None]"
+    """Works off the queue until cancelled, as in a running studio."""
+
+    def plays(self, ending: str) -> None:
+        self.script.write_text(ending)
+
+    async def label(self, count: int) -> None:
+        for number in range(count):
+            view = await self.bench.labeling.next_ready("ann", said(f"a question of mine, {number}"))
+            self.bench.labeling.vote("ann", view.id, Choice.A)
+
+    async def train(self) -> RoundView:
+        started = self.service.start(trigger="ann")
+        async with asyncio.timeout(30):
+            return await self.service.wait(started.number, poll_s=0.02)
+
+
+@pytest.fixture
+async def rounds(bench: Bench, tmp_path: Path) -> AsyncIterator[Rounds]:
+    script = tmp_path / "script"
+    script.write_text("good")
+    command = (sys.executable, "-m", "tests.services.scripted_worker", str(script))
+    preparation = RoundPreparation(
+        bench.database, bench.engine, bench.deployment, bench.settings, probe_prompts=("hi",), now=bench.clock
+    )
+    runner = RoundRunner(
+        bench.database,
+        bench.engine,
+        bench.deployment,
+        bench.settings.paths,
+        thresholds=GateThresholds(),
+        lease=RoundLease(bench.database, owner="this process", now=bench.clock),
+        launch=LaunchSettings(command=command, poll_s=0.02),
+        now=bench.clock,
+    )
+    service = RoundService(
+        bench.database,
+        bench.engine,
+        bench.deployment,
+        preparation,
+        runner,
+        default_schedule=SCHEDULE,
+        undo_window=timedelta(seconds=60),
+        storage=str(bench.settings.paths.root),
+        now=bench.clock,
+    )
+    task = asyncio.create_task(service.run())
+    await asyncio.sleep(0)
+    yield Rounds(bench, service, script, task)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

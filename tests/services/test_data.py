@@ -43,8 +43,7 @@ def data(database: Database) -> DataService:
 
 
 def stored(database: Database) -> list[PreferencePair]:
-    with database.read() as session:
-        return pairs.trainable_pairs(session=session)
+    return list(pairs.iterate_pairs(database))
 
 
 def lines(*values: Any) -> list[str]:
@@ -239,6 +238,15 @@ def test_a_bad_prompt_line_is_named_and_nothing_is_imported(
     data: DataService, database: Database, bad: str
 ) -> None:
     with pytest.raises(BadInput, match=r"^line 2: expected|^line 2: messages|^line 2: prompt"):
+        data.import_prompts(["fine", bad])
+    assert queue(database) == 0
+
+
+@pytest.mark.parametrize("bad", ['{"prompt": "a"', '["a", ', '"Well," she said, "what now?"', " {curly}"])
+def test_a_line_that_looks_like_json_and_is_none_says_how_to_write_it(
+    data: DataService, database: Database, bad: str
+) -> None:
+    with pytest.raises(BadInput, match=r"^line 2: .*begins with \{, \[ or .* must be written as JSON"):
         data.import_prompts(["fine", bad])
     assert queue(database) == 0
 

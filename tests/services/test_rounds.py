@@ -2,92 +2,22 @@
 
 import asyncio
 import contextlib
+import logging
 import sqlite3
-import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from datetime import timedelta
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
 from dpo_studio.domain.preference import Choice
-from dpo_studio.domain.round import RoundStatus, TrainSettings, preset_for
+from dpo_studio.domain.round import RoundStatus, preset_for
 from dpo_studio.errors import BadInput, Conflict, EngineUnavailable, ModelError, NotFound
 from dpo_studio.rounds import registry
-from dpo_studio.rounds.gate import GateThresholds
-from dpo_studio.rounds.launcher import LaunchSettings
 from dpo_studio.services import boot
-from dpo_studio.services.round_lease import NAME, RoundLease
-from dpo_studio.services.round_preparation import RoundPreparation
-from dpo_studio.services.round_runner import RoundRunner
-from dpo_studio.services.rounds import RoundService
-from dpo_studio.services.views import RoundView, ScheduleView
+from dpo_studio.services.round_lease import NAME
+from dpo_studio.services.views import ScheduleView
 from dpo_studio.store import leases
-from tests.services.conftest import Bench, said
-
-SCHEDULE = ScheduleView(True, 10, 4, "auto")
-
-
-@dataclass
-class Rounds:
-    """The service with the script its worker follows."""
-
-    bench: Bench
-    service: RoundService
-    script: Path
-
-    def plays(self, ending: str) -> None:
-        self.script.write_text(ending)
-
-    async def label(self, count: int) -> None:
-        for number in range(count):
-            view = await self.bench.labeling.next_ready("ann", said(f"a question of mine, {number}"))
-            self.bench.labeling.vote("ann", view.id, Choice.A)
-
-    async def train(self) -> RoundView:
-        started = self.service.start(trigger="ann")
-        async with asyncio.timeout(30):
-            return await self.service.wait(started.number, poll_s=0.02)
-
-
-@pytest.fixture
-async def rounds(bench: Bench, tmp_path: Path) -> AsyncIterator[Rounds]:
-    script = tmp_path / "script"
-    script.write_text("good")
-    command = (sys.executable, "-m", "tests.services.scripted_worker", str(script))
-    preparation = RoundPreparation(
-        bench.database, bench.engine, bench.deployment, bench.settings, probe_prompts=("hi",), now=bench.clock
-    )
-    runner = RoundRunner(
-        bench.database,
-        bench.engine,
-        bench.deployment,
-        bench.settings.paths,
-        thresholds=GateThresholds(),
-        lease=RoundLease(bench.database, owner="this process", now=bench.clock),
-        launch=LaunchSettings(command=command, poll_s=0.02),
-        now=bench.clock,
-    )
-    service = RoundService(
-        bench.database,
-        bench.engine,
-        bench.deployment,
-        preparation,
-        runner,
-        default_schedule=SCHEDULE,
-        undo_window=timedelta(seconds=60),
-        storage=str(bench.settings.paths.root),
-        now=bench.clock,
-    )
-    task = asyncio.create_task(service.run())
-    await asyncio.sleep(0)
-    yield Rounds(bench, service, script)
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+from tests.services.conftest import SCHEDULE, Rounds, said
 
 
 async def test_a_good_round_goes_live(rounds: Rounds) -> None:
@@ -140,9 +70,10 @@ async def test_a_running_round_can_be_cancelled_and_stands_alone(rounds: Rounds)
         with pytest.raises(Conflict):
             rounds.service.start(trigger="bob")
         await asyncio.sleep(0.2)
-        rounds.service.cancel(started.number)
+        assert not rounds.service.get(started.number).is_cancelling
+        assert rounds.service.cancel(started.number).is_cancelling, "until its worker has stopped"
         view = await rounds.service.wait(started.number, poll_s=0.02)
-    assert view.status is RoundStatus.CANCELLED
+    assert (view.status, view.is_cancelling) == (RoundStatus.CANCELLED, False)
     with pytest.raises(Conflict):
         rounds.service.cancel(started.number)
 
@@ -290,9 +221,25 @@ async def test_base_answers_while_the_storage_is_served_with_another_model(round
     assert deployment.live() == "v1", "the pointer had stayed where it was"
 
 
+async def test_a_start_with_other_weights_warns_and_asks_the_engine_for_nothing(
+    rounds: Rounds, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The engine was told to load what cannot fit it, and logged an error over what works as meant."""
+    await rounds.label(6)
+    await rounds.train()
+    deployment, engine = rounds.bench.deployment, rounds.bench.engine
+    assert list(deployment.folders_to_serve()) == ["v1"]
+    engine.model_sha256 = "sha256:another"
+    with caplog.at_level(logging.INFO, "dpo_studio"):
+        assert deployment.folders_to_serve() == {}
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "base answers instead of v1: v1 was trained on other base weights" in record.getMessage()
+
+
 async def test_training_settings_come_from_the_model_size(rounds: Rounds) -> None:
     await rounds.label(2)
-    assert (await rounds.train()).settings == preset_for(3_000_000) == TrainSettings()
+    assert (await rounds.train()).settings == preset_for(3_000_000)
 
 
 async def test_a_cancel_before_the_worker_is_there_still_counts(rounds: Rounds) -> None:

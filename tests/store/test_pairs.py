@@ -11,10 +11,7 @@ from tests.store.makers import START, add_comparison, add_judged, at, cast, run_
 
 
 def chosen(db: Database) -> list[str]:
-    with db.read() as session:
-        found = pairs.trainable_pairs(session=session)
-    assert list(pairs.iterate_pairs(db)) == found
-    return [pair.chosen.text for pair in found]
+    return [pair.chosen.text for pair in pairs.iterate_pairs(db)]
 
 
 def count(db: Database) -> int:
@@ -32,8 +29,7 @@ def test_a_vote_makes_a_pair_that_traces_to_everything(db: Database) -> None:
     with db.write() as session:
         comparison_id = add_comparison(session, version="v4")
         receipt = cast(session, comparison_id, Choice.B)
-    with db.read() as session:
-        (pair,) = pairs.trainable_pairs(session=session)
+    (pair,) = pairs.iterate_pairs(db)
     assert (pair.chosen.text, pair.rejected.text) == ("bad", "good")
     assert (pair.chosen.version, pair.chosen.token_ids) == ("v4", (7, 8, 2))
     assert (pair.messages, pair.vote_ids, pair.labelers) == (said("Hello?"), (receipt.vote_id,), ("ann",))
@@ -56,11 +52,10 @@ def test_a_vote_after_the_cut_off_is_left_out(db: Database) -> None:
     with db.write() as session:
         add_judged(session, now=at(0))
         add_judged(session, now=at(10))
+    assert len(list(pairs.iterate_pairs(db, until=at(10)))) == 2
+    assert len(list(pairs.iterate_pairs(db, until=at(9.999999)))) == 1
     with db.read() as session:
-        assert len(pairs.trainable_pairs(until=at(10), session=session)) == 2
-        assert len(pairs.trainable_pairs(until=at(9.999999), session=session)) == 1
         assert pairs.count_new(until=at(5), session=session) == 1
-    assert len(list(pairs.iterate_pairs(db, until=at(5)))) == 1
 
 
 def test_excluding_a_labeler_removes_exactly_theirs_and_back(db: Database) -> None:
@@ -70,16 +65,14 @@ def test_excluding_a_labeler_removes_exactly_theirs_and_back(db: Database) -> No
         shared = add_comparison(session, labeler=None, a="shared")
         cast(session, shared, Choice.B, labeler="ann")
         cast(session, shared, Choice.A, labeler="bob")
-    with db.read() as session:
-        before = pairs.trainable_pairs(session=session)
+    before = list(pairs.iterate_pairs(db))
     assert len(before) == 2
     with db.write() as session:
         assert votes.exclude_labeler("bob", now=at(1), session=session) == 2
     assert sorted(chosen(db)) == ["bad", "good"]
     with db.write() as session:
         assert votes.include_labeler("bob", session=session) == 2
-    with db.read() as session:
-        assert pairs.trainable_pairs(session=session) == before
+    assert list(pairs.iterate_pairs(db)) == before
 
 
 @pytest.mark.integration
@@ -87,11 +80,9 @@ def test_more_comparisons_than_a_page_come_out_complete_and_in_order(db: Databas
     with db.write() as session:
         for number in range(pairs.PAGE + 20):
             cast(session, add_comparison(session, a=f"answer {number}"))
-    with db.read() as session:
-        found = pairs.trainable_pairs(session=session)
+    found = list(pairs.iterate_pairs(db))
     assert len({pair.chosen.text for pair in found}) == len(found) == pairs.PAGE + 20
     assert [pair.pair_id for pair in found] == sorted(pair.pair_id for pair in found)
-    assert list(pairs.iterate_pairs(db)) == found
 
 
 def test_an_export_under_way_does_not_see_later_votes_and_blocks_nobody(db: Database) -> None:
@@ -165,8 +156,7 @@ def test_only_trainable_pairs_are_counted(
 
 def test_a_ranking_gives_every_pair_better_over_worse(db: Database) -> None:
     add_import(db, "best", "good", "worst")
-    with db.read() as session:
-        found = pairs.trainable_pairs(session=session)
+    found = list(pairs.iterate_pairs(db))
     assert [(pair.chosen.text, pair.rejected.text) for pair in found] == [
         ("best", "good"),
         ("best", "worst"),
@@ -179,8 +169,7 @@ def test_a_ranking_gives_every_pair_better_over_worse(db: Database) -> None:
 def test_the_same_import_is_stored_once_and_has_the_same_id_everywhere(db: Database) -> None:
     assert (add_import(db, "yes", "no"), add_import(db, "yes", "no")) == (1, 0)
     assert add_import(db, "no", "yes") == 1
-    with db.read() as session:
-        ids = [pair.pair_id for pair in pairs.trainable_pairs(session=session)]
+    ids = [pair.pair_id for pair in pairs.iterate_pairs(db)]
     assert len(ids) == 2 and all(len(pair_id) == 32 + len(":0-1") for pair_id in ids)
 
 

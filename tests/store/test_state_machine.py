@@ -120,8 +120,8 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(end=st.sampled_from([RoundStatus.REJECTED, RoundStatus.PROMOTED, RoundStatus.FAILED]))
     def run_round(self, end: RoundStatus) -> None:
         """Snapshot, train, gate; a promoted one is published and goes live in the same transaction."""
+        snapshot = list(pairs.iterate_pairs(self.db))
         with self.db.write() as session:
-            snapshot = pairs.trainable_pairs(session=session)
             number = rounds.create_round("test", TrainSettings(), now=at(self.clock), session=session).number
             used = tuple(vote_id for pair in snapshot for vote_id in pair.vote_ids)
             facts = SnapshotFacts("sha256:0", len(snapshot), len(snapshot), 0, 0, used)
@@ -180,8 +180,8 @@ class StoreMachine(RuleBasedStateMachine):
         new = sum(
             held.counts and not held.is_used and held.choice in TRAINABLE for held in self.held.values()
         )
+        found = list(pairs.iterate_pairs(self.db))
         with self.db.read() as session:
-            found = pairs.trainable_pairs(session=session)
             assert pairs.count_new(session=session) == new
             assert versions.get_live(session=session) == versions.LiveState(*self.live)
             total = session.connection().exec_driver_sql("SELECT count(*) FROM vote").scalar_one()

@@ -1,5 +1,6 @@
 """The drift guard: asks regularly, and goes back to the furthest adapter that is still healthy."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,27 @@ def test_other_processes_take_the_first_ones_number(model: Any) -> None:
     perturb(model, 1.0)
     assert watch.check(10) == pytest.approx(0.3)
     assert not watch.is_exceeded
+
+
+def test_another_guard_goes_on_with_what_this_one_remembers(tmp_path: Path) -> None:
+    """Too far at step 20, in another process than the one that found step 10 healthy."""
+    restored = []
+    for is_moved in (False, True):
+        model = with_lora(load_tiny(tmp_path / str(is_moved)))
+        watch = guard(model)
+        torch.manual_seed(0)
+        perturb(model, 0.01)
+        watch.check(10)
+        if is_moved:
+            state = {name: copy.deepcopy(value) for name, value in watch.state_dict().items()}
+            # As after loading a model anew: what it begins with is not what it should remember.
+            perturb(model, 0.3)
+            watch = guard(model)
+            watch.load_state_dict(state)
+        torch.manual_seed(1)
+        perturb(model, 1.0)
+        watch.check(20)
+        assert watch.is_exceeded
+        restored.append((watch.restore(), adapter_state(model)))
+    assert restored[0][0] == restored[1][0]
+    assert all(torch.equal(restored[0][1][name], value) for name, value in restored[1][1].items())

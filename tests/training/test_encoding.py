@@ -1,6 +1,7 @@
 """Encoding: sampled ids are kept, cuts are fair, and what teaches nothing is dropped and counted."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -102,3 +103,17 @@ def test_a_fitted_pair_fits_and_keeps_something_of_everything(p: int, c: int, r:
     assert whole.prompt[p - len(fitted.prompt) :] == fitted.prompt
     assert whole.chosen[: len(fitted.chosen)] == fitted.chosen
     assert (fitted == whole) is (len(whole) <= most)
+
+
+def test_a_probability_is_used_only_with_soft_labels_and_survives_a_cut() -> None:
+    doubted = replace(pair("q" * 30, SampledText("yes"), SampledText("no")), chosen_probability=0.75)
+    hard = encode_pairs([doubted], encode, max_length=10, vocabulary=128)
+    soft = encode_pairs([doubted], encode, max_length=10, vocabulary=128, soft_labels=True)
+    assert [found.pairs[0].chosen_probability for found in (hard, soft)] == [1.0, 0.75]
+    assert (hard.num_truncated, soft.num_truncated) == (1, 1)
+    assert replace(soft.pairs[0], chosen_probability=1.0) == hard.pairs[0]
+
+
+def test_a_probability_is_no_cut() -> None:
+    doubted = replace(pair("q", SampledText("yes"), SampledText("no")), chosen_probability=0.75)
+    assert encode_pairs([doubted], encode, max_length=10, vocabulary=128, soft_labels=True).num_truncated == 0

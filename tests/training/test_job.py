@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from dpo_studio.domain.chat import Message
+from dpo_studio.domain.preference import PreferencePair, SampledText
 from dpo_studio.errors import BadInput
 from dpo_studio.files import read_json, write_json
 from dpo_studio.paths import RoundPaths
+from dpo_studio.rounds.snapshot import pair_to_row
 from dpo_studio.training.job import read_assignment
 from tests.training.rounds import make_round, row, rows
 
@@ -64,3 +67,22 @@ def test_an_unreadable_job_is_a_sentence(tmp_path: Path, content: str) -> None:
 def test_an_empty_folder_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"found no .*job\.json"):
         read_assignment(RoundPaths(tmp_path))
+
+
+def test_a_doubted_pair_keeps_its_probability_through_the_snapshot(tmp_path: Path, model: Path) -> None:
+    sure, doubted = (
+        PreferencePair(
+            f"c{n}:vote", (Message("user", "q"),), SampledText("a"), SampledText("b"), (), (), probability
+        )
+        for n, probability in enumerate((1.0, 2 / 3))
+    )
+    paths = make_round(tmp_path, model, train=[pair_to_row(sure), pair_to_row(doubted)])
+    assert read_assignment(paths).train == (sure, doubted)
+    assert "chosen_probability" not in pair_to_row(sure), "its hash is that of earlier snapshots"
+
+
+@pytest.mark.parametrize("value", [1.5, -0.1, "x", None])
+def test_a_probability_that_is_none_is_refused(tmp_path: Path, model: Path, value: object) -> None:
+    paths = make_round(tmp_path, model, train=[row(1, "a", "b", chosen_probability=value)])
+    with pytest.raises(BadInput, match=r"train\.jsonl line 1"):
+        read_assignment(paths)

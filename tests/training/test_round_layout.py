@@ -1,5 +1,6 @@
 """What a round says about its layout, and what it scores again when it comes back to the same pairs."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from dpo_studio.dpo.batches import TokenPair
 from dpo_studio.dpo.evaluate import score_pairs
 from dpo_studio.dpo.layouts import PADDED
 from dpo_studio.dpo.self_check import LayoutChoice
-from dpo_studio.training import round_training
-from dpo_studio.training.worker import EXIT_OK, main
+from dpo_studio.training import round_training, scoring
+from dpo_studio.training.attempt import EXIT_OK
+from dpo_studio.training.worker import main
 from tests.training.rounds import make_round, read_report, rows
 
 pytestmark = pytest.mark.usefixtures("signals")
@@ -33,7 +35,7 @@ def test_a_fallback_trains_the_same_and_says_why(
 ) -> None:
     cheap = train(tmp_path / "cheap", model, heldout=rows(2, 50))
     choice = LayoutChoice(PADDED, ("The packed layout was not used: a test says so",))
-    monkeypatch.setattr(round_training, "choose_layout", lambda *_: choice)
+    monkeypatch.setattr(round_training, "choose_layout", lambda *_, **__: choice)
     padded = train(tmp_path / "padded", model, heldout=rows(2, 50))
     assert padded.layout == ("Trained in the padded layout. The packed layout was not used: a test says so.")
     assert padded.heldout_margins == pytest.approx(cheap.heldout_margins, abs=1e-3)
@@ -43,23 +45,55 @@ def test_a_fallback_trains_the_same_and_says_why(
 def test_a_second_round_scores_only_the_new_pairs(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A tenth more pairs: a tenth of the reference pass, as the report says and as the model is asked."""
     scored: list[int] = []
 
     def count(scorer: Any, pairs: list[TokenPair], *arguments: Any, **options: Any) -> Any:
         scored.append(len(pairs))
         return score_pairs(scorer, pairs, *arguments, **options)
 
-    monkeypatch.setattr(round_training, "score_pairs", count)
+    monkeypatch.setattr(scoring, "score_pairs", count)
     cache = str(tmp_path / "cache")
-    first = train(tmp_path / "1", model, train=rows(10), reference_cache=cache)
-    assert scored[0] == 10
-    scored.clear()
-    train(tmp_path / "2", model, train=rows(11), reference_cache=cache)
-    assert scored[0] == 1
-    scored.clear()
-    again = train(tmp_path / "3", model, train=rows(10), reference_cache=cache)
-    assert scored[0] == 0
+    heldout = rows(10, 100)
+
+    def run(name: str, num_train: int, num_heldout: int) -> tuple[RoundReport, list[int]]:
+        scored.clear()
+        data = {"train": rows(num_train), "heldout": heldout[:num_heldout]}
+        report = train(tmp_path / name, model, reference_cache=cache, **data)
+        # The reference of the training pairs, of the held-out ones, and the policy at the end of its epoch.
+        return report, scored[:2]
+
+    first, asked = run("first", 20, 9)
+    assert (first.num_reference_computed, first.num_reference_known) == (29, 0)
+    assert asked == [20, 9]
+    second, asked = run("second", 22, 10)
+    assert (second.num_reference_computed, second.num_reference_known) == (3, 29)
+    assert asked == [2, 1]
+    again, asked = run("again", 20, 9)
+    assert (again.num_reference_computed, again.num_reference_known) == (0, 29)
+    assert asked == [0, 0]
     assert again.adapter_sha256 == first.adapter_sha256
+
+
+def test_a_round_under_another_objective_finds_nothing(tmp_path: Path, model: Path) -> None:
+    """The negative control: what a tail weight changes must be computed again."""
+    cache = str(tmp_path / "cache")
+    train(tmp_path / "plain", model, reference_cache=cache)
+    settings = dataclasses.replace(QUICK, ld_alpha=0.5)
+    report = train(tmp_path / "other", model, reference_cache=cache, settings=settings)
+    assert (report.num_reference_computed, report.num_reference_known) == (8, 0)
+
+
+def test_a_round_with_soft_labels_wants_a_smaller_margin(tmp_path: Path, model: Path) -> None:
+    """Votes 3:2 on every pair; without the setting they count as certain."""
+    doubted = [{**row, "chosen_probability": 0.6} for row in rows(8)]
+    settings = TrainSettings(epochs=12, batch_size=4, learning_rate=2e-3, lora_rank=4, loss="ipo")
+    hard = train(tmp_path / "hard", model, train=doubted, settings=settings)
+    plain = train(tmp_path / "plain", model, train=rows(8), settings=settings)
+    settings = dataclasses.replace(settings, soft_labels=True)
+    soft = train(tmp_path / "soft", model, train=doubted, settings=settings)
+    assert hard.metrics == plain.metrics
+    assert 0 < soft.metrics["rewards/margins"] < 0.6 * hard.metrics["rewards/margins"]
 
 
 @pytest.mark.parametrize(

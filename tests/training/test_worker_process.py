@@ -19,7 +19,7 @@ from dpo_studio.domain.round import StepProgress, TrainSettings
 from dpo_studio.paths import RoundPaths
 from dpo_studio.rounds import launcher
 from dpo_studio.rounds.launcher import LaunchSettings, WorkerOutcome, WorkerProcess
-from dpo_studio.training import worker as worker_module
+from dpo_studio.training.attempt import EXIT_CANCELLED
 from tests.training.rounds import ENVIRONMENT, make_round, read_progress, read_report, rows, worker
 
 pytestmark = pytest.mark.integration
@@ -30,7 +30,13 @@ PATIENT = LaunchSettings(hang_s=60.0, poll_s=0.02)
 
 
 def test_launcher_and_worker_agree_on_the_exit_code_of_a_cancel() -> None:
-    assert launcher.EXIT_CANCELLED == worker_module.EXIT_CANCELLED
+    assert launcher.EXIT_CANCELLED == EXIT_CANCELLED
+
+
+def test_the_lifeline_hangs_before_torch_is_loaded() -> None:
+    """On a busy machine torch loads for 16 s, and a worker outlived its killed studio that long."""
+    program = "import sys; import dpo_studio.training.worker; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 async def disturb(

@@ -1,5 +1,6 @@
 """The label page: blind until the vote, saved before shown, errors as one sentence."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any, cast
@@ -128,6 +129,8 @@ class Refusing:
 
     def current(self, labeler: str) -> ComparisonView | None:
         del labeler
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
         return self._left_open
 
 
@@ -151,7 +154,10 @@ async def test_a_prompt_refused_before_the_first_word_leaves_pair_and_box_alone(
 
 
 async def test_a_failure_in_mid_answer_gives_prompt_and_pair_back(request_of_ann: Any) -> None:
-    """The box had been emptied and the panes overwritten; both used to be lost."""
+    """The box had been emptied and the panes overwritten; both used to be lost.
+
+    Reading the pair used to hold up the event loop as well.
+    """
     half = replace(VIEW, id="c2", a="half", b="", ready=False)
     handlers = LabelHandlers(cast(Any, Refusing([half], VIEW)))
     *_, last = await collect(handlers.ask("my words", request_of_ann))

@@ -1,5 +1,6 @@
 """Rounds: what the page offers in each state, who acts, and that reasons stay text."""
 
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -7,21 +8,24 @@ from typing import Any
 
 import pytest
 
-from dpo_studio.domain.round import RoundStatus, Verdict
+from dpo_studio.domain.round import RoundStatus, TrainSettings, Verdict
 from dpo_studio.errors import BadInput, ModelError
-from dpo_studio.services.views import ScheduleView, StudioStatus, VersionView
-from dpo_studio.ui.rounds_page import NUM_OUTPUTS, RoundsHandlers
+from dpo_studio.services.views import RoundsView, ScheduleView, StudioStatus, VersionView
+from dpo_studio.ui.rounds_page import NUM_OUTPUTS, RoundsHandlers, to_updates
 from dpo_studio.ui.rounds_screen import (
     render_history,
     render_next,
     render_rounds,
     render_versions,
     schedule_of,
+    state_key,
 )
-from tests.ui.fakes import FAKE_VERDICT, READY, SCHEDULE, World, fake_round
+from tests.ui.fake_rounds import FAKE_VERDICT, fake_round
+from tests.ui.fakes import READY, SCHEDULE, World
 from tests.ui.payloads import PAYLOADS
 from tests.ui.test_markup import Seen
 
+CANCEL_OUTPUT = 5
 STATUS = StudioStatus("base", READY, 12, SCHEDULE, None, None, "/tmp")
 V1 = VersionView("v1", 1, datetime(2026, 1, 1, tzinfo=UTC), False, True, 40, 0.7)
 BASE = VersionView("base", None, None, True, True, 0, None)
@@ -60,10 +64,31 @@ def test_the_next_round_is_told_in_a_sentence(change: dict[str, Any], words: str
 
 
 def test_train_now_rests_while_a_round_is_active_and_cancel_names_it() -> None:
-    screen = render_rounds(replace(STATUS, round=fake_round(7)), [], [])
+    screen = render_rounds(RoundsView(replace(STATUS, round=fake_round(7)), (), ()))
     assert (screen.can_train, screen.active_round, screen.can_roll_back) == (False, 7, False)
-    idle = render_rounds(replace(STATUS, live="v1"), [], [])
+    idle = render_rounds(RoundsView(replace(STATUS, live="v1"), (), ()))
     assert (idle.can_train, idle.active_round, idle.can_roll_back) == (True, None, True)
+
+
+def test_a_round_that_was_asked_to_stop_says_so_everywhere() -> None:
+    """Between the click and the end of the round the page looked as if nothing had been asked."""
+    view = replace(fake_round(7), is_cancelling=True)
+    screen = render_rounds(RoundsView(replace(STATUS, round=view), (view,), ()))
+    assert "cancelling …" in text_of(screen.history)
+    assert "Round 7 is being cancelled" in text_of(screen.next_round)
+    cancel = to_updates(screen, "")[CANCEL_OUTPUT]
+    assert (cancel["visible"], cancel["interactive"], cancel["value"]) == (True, False, "Cancelling …")
+    assert state_key(replace(STATUS, round=view)) != state_key(replace(STATUS, round=fake_round(7)))
+
+
+def test_a_round_shows_the_settings_it_used_and_leaves_out_what_was_off() -> None:
+    plain = fake_round(3, settings=TrainSettings(epochs=1))
+    assert "sigmoid loss · beta 0.1 · learning rate 0.002 · 1 epoch · rank 16" in text_of(
+        render_history([plain])
+    )
+    assert "smoothing" not in text_of(render_history([plain]))
+    used = replace(plain, settings=TrainSettings(loss="robust", label_smoothing=0.1, sft_weight=0.5))
+    assert "label smoothing 0.1 · SFT weight 0.5" in text_of(render_history([used]))
 
 
 def test_every_version_but_the_live_one_can_be_made_live() -> None:
@@ -189,6 +214,24 @@ async def test_a_broken_version_stays_down_and_says_why(
     update = await handlers.act(pressed("promote", "v1"), request_of_ann)
     assert "answered a smoke prompt with nothing" in update[0]
     assert world.live == "base"
+
+
+@pytest.mark.parametrize("action", ["reject", "roll back"])
+async def test_an_action_leaves_the_event_loop_to_others(
+    handlers: RoundsHandlers, world: World, request_of_ann: Any, action: str
+) -> None:
+    """The page was read, and a round turned down, in the thread that serves everyone."""
+    world.live = "v1"
+    world.rounds.append(fake_round(1, status=RoundStatus.WAITING, version="v1"))
+    in_threads: dict[str, bool] = {}
+    world.on_call = lambda name: in_threads.update({name: threading.current_thread() is not serving})
+    serving = threading.current_thread()
+    if action == "reject":
+        await handlers.act(pressed("reject", "1"), request_of_ann)
+        assert in_threads["reject"]
+    else:
+        await handlers.roll_back(request_of_ann)
+    assert in_threads["status"] and in_threads["list"]
 
 
 async def test_roll_back_goes_to_the_version_before(

@@ -26,6 +26,7 @@ from dpo_studio.services.views import (
     VoteView,
 )
 from dpo_studio.settings import load_settings
+from tests.fakes import FakeTraining
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 QUEUE_PROMPT = Message("user", "What should I pack?")
@@ -177,6 +178,7 @@ class FakeRounds:
         self.rounds = {1: fake_round(1, RoundStatus.PROMOTED, version="v1")}
         self.trouble = ""
         self.crash: Exception | None = None
+        self.training = FakeTraining()
 
     def status(self) -> StudioStatus:
         if self.crash is not None:

@@ -9,6 +9,8 @@ from dpo_studio.services.deployment import DeploymentService
 from dpo_studio.services.generation import GenerationService
 from dpo_studio.services.labeling import LabelingService
 from dpo_studio.services.rounds import RoundService
+from dpo_studio.services.training_choice import TrainingChoices
+from tests.fakes import FakeTraining
 from tests.web.fakes import FakeData, FakeDeployment, FakeGeneration, FakeLabeling, FakeRounds
 
 PAIRS = [
@@ -17,6 +19,7 @@ PAIRS = [
     (FakeGeneration, GenerationService),
     (FakeRounds, RoundService),
     (FakeData, DataService),
+    (FakeTraining, TrainingChoices),
 ]
 
 

@@ -90,6 +90,14 @@ ROUTES: dict[str, st.SearchStrategy[Any]] = {
     "/api/generate": bodies(version=st.sampled_from(["live", "base", "v9"]), **prompts, **sampling),
     "/api/versions/base/promote": bodies(),
     "/api/rounds": bodies(),
+    "/api/training": bodies(
+        loss=st.sampled_from(["sigmoid", "ipo", "hinge", "robust"]),
+        beta=st.floats(),
+        label_smoothing=st.floats(-1, 1),
+        sft_weight=st.floats(),
+        epochs=st.integers(),
+        lora_rank=st.integers(),
+    ),
     "/v1/chat/completions": bodies(
         model=st.sampled_from(["live", "base", "v9"]),
         messages=messages,
@@ -126,7 +134,8 @@ def test_no_json_body_makes_a_5xx(fuzzed: httpx.Client, path: str, data: st.Data
     body = json.dumps(data.draw(ROUTES[path])).encode()
     if "OPEN" in path:
         path = path.replace("OPEN", fuzzed.post("/api/comparisons", json={}).json()["id"])
-    check(fuzzed.post(path, content=body, headers={"Content-Type": "application/json"}))
+    method = "PUT" if path == "/api/training" else "POST"
+    check(fuzzed.request(method, path, content=body, headers={"Content-Type": "application/json"}))
 
 
 @settings(max_examples=60, deadline=None)

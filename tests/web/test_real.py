@@ -114,3 +114,27 @@ async def test_a_round_without_pairs_is_refused_and_one_at_a_time_queued(real: h
 async def test_status_and_readiness_come_from_the_services(real: httpx.AsyncClient) -> None:
     assert (await real.get("/readyz")).json() == {"status": "ready", "live": "base"}
     assert (await real.get("/api/status")).json()["base_model"] == "fake"
+
+
+async def test_training_settings_are_shown_changed_used_and_reset(real: httpx.AsyncClient) -> None:
+    shown = (await real.get("/api/training")).json()
+    assert shown["settings"] == shown["preset"] and shown["is_preset"]
+    changed = (await real.put("/api/training", json={"beta": 0.5, "epochs": 2})).json()
+    assert changed["settings"] == shown["preset"] | {"beta": 0.5, "epochs": 2}
+    assert not changed["is_preset"]
+    assert (await real.get("/api/training")).json() == changed
+    row = json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"})
+    await real.post("/api/pairs", content=row.encode())
+    await real.post("/api/rounds")
+    used = (await real.get("/api/rounds/1")).json()["settings"]
+    assert {name: used[name] for name in changed["settings"]} == changed["settings"]
+    assert (await real.put("/api/training", json={})).json() == shown
+
+
+async def test_a_refused_training_setting_changes_nothing(real: httpx.AsyncClient) -> None:
+    await real.put("/api/training", json={"beta": 0.5})
+    answer = await real.put("/api/training", json={"beta": 0.2, "label_smoothing": 0.7})
+    assert answer.status_code == 422
+    sentence = "label_smoothing: expected 0 to below 0.5, found 0.7"
+    assert answer.json()["error"]["message"] == sentence
+    assert (await real.get("/api/training")).json()["settings"]["beta"] == 0.5

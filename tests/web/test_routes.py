@@ -173,6 +173,7 @@ async def test_rounds_are_listed_newest_first_without_nan(client: httpx.AsyncCli
     await client.post("/api/rounds")
     rounds = (await client.get("/api/rounds")).json()["rounds"]
     assert [view["round"] for view in rounds] == [2, 1]
+    assert [view["cancelling"] for view in rounds] == [False, False]
     assert rounds[1]["metrics"] == {"heldout/accuracy": 0.8, "loss": None}
     assert rounds[1]["verdict"] == {"passed": True, "reasons": ["held-out accuracy 0.80"]}
     assert (await client.get("/api/rounds/1")).json() == rounds[1]
@@ -270,6 +271,14 @@ async def test_a_model_that_is_down_is_503_with_a_sentence(
         ("GET", "/api/rounds/x", None),
         ("GET", "/api/rounds/1/steps?since=-1", None),
         ("POST", "/api/rounds", {"force": True}),
+        ("PUT", "/api/training", None),
+        ("PUT", "/api/training", {"beta": -1}),
+        ("PUT", "/api/training", {"beta": "0.1"}),
+        ("PUT", "/api/training", {"loss": "best"}),
+        ("PUT", "/api/training", {"loss": "hinge", "label_smoothing": 0.1}),
+        ("PUT", "/api/training", {"epochs": 1.5}),
+        ("PUT", "/api/training", {"lora_rank": 10**400}),
+        ("PUT", "/api/training", {"batch_size": 4}),
         ("GET", "/api/pairs?format=", None),
     ],
 )

@@ -1,0 +1,76 @@
+"""The rounds page: what happens between a click and its effect, and how people change the training."""
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.e2e.conftest import Watched
+from tests.e2e.pages import RoundsPage
+from tests.ui.serving import Served
+
+pytestmark = [pytest.mark.e2e, pytest.mark.integration]
+
+
+@pytest.fixture
+def rounds(page: Page, served: Served) -> RoundsPage:
+    served.world.new_pairs = 12
+    opened = RoundsPage(page, served.url)
+    opened.open()
+    return opened
+
+
+def test_a_cancelled_round_says_so_until_it_has_ended(rounds: RoundsPage, served: Served) -> None:
+    """Nothing but a sentence that soon went changed before the worker had stopped."""
+    served.world.is_cancelling_slowly = True
+    rounds.train_now()
+    rounds.wait_for_status(1, "training")
+    rounds.cancel()
+    rounds.wait_for_status(1, "cancelling …")
+    rounds.expect_outlook("Round 1 is being cancelled")
+    rounds.expect_phase("Round 1: cancelling …")
+    expect(rounds.page.locator("#cancel")).to_be_disabled()
+    rounds.wait_for_status(1, "cancelled")
+    expect(rounds.page.locator("#cancel")).to_be_hidden()
+
+
+def test_training_settings_are_shown_changed_kept_and_reset(
+    rounds: RoundsPage, served: Served, watched: Watched
+) -> None:
+    rounds.open_training_settings()
+    rounds.expect_training_summary("The preset for this model")
+    expect(rounds.training_field("beta")).to_have_value("0.1")
+    rounds.training_field("beta").fill("0.5")
+    rounds.training_field("epochs").fill("2")
+    rounds.save_training_settings()
+    rounds.expect_training_notice("Training settings saved")
+    rounds.expect_training_summary("beta 0.5 (preset 0.1), epochs 2 (preset 4)")
+    assert (served.world.training.choice.beta, served.world.training.choice.epochs) == (0.5, 2)
+    rounds.open()
+    rounds.open_training_settings()
+    expect(rounds.training_field("beta")).to_have_value("0.5")
+    rounds.reset_training_settings()
+    rounds.expect_training_summary("The preset for this model")
+    expect(rounds.training_field("epochs")).to_have_value("4")
+    assert served.world.training.choice == served.world.training.preset
+    assert watched.errors == []
+
+
+def test_a_setting_that_cannot_be_trained_is_a_sentence_and_stays_in_the_form(
+    rounds: RoundsPage, served: Served
+) -> None:
+    rounds.open_training_settings()
+    rounds.training_field("label-smoothing").fill("0.7")
+    rounds.save_training_settings()
+    rounds.expect_training_notice("label_smoothing: expected 0 to below 0.5, found 0.7")
+    expect(rounds.training_field("label-smoothing")).to_have_value("0.7")
+    assert served.world.training.choice == served.world.training.preset
+
+
+def test_a_round_shows_the_settings_it_used(rounds: RoundsPage) -> None:
+    rounds.open_training_settings()
+    rounds.training_field("beta").fill("0.25")
+    rounds.save_training_settings()
+    rounds.expect_training_notice("Training settings saved")
+    rounds.train_now()
+    rounds.wait_for_status(1, "promoted")
+    card = rounds.page.locator("#history article").first
+    expect(card).to_contain_text("sigmoid loss · beta 0.25 · learning rate 0.002 · 4 epochs · rank 16")
