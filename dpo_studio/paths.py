@@ -83,5 +83,10 @@ class RoundPaths:
         """When this file exists the worker stops within one step."""
         return self.root / "cancel"
 
+    @property
+    def checkpoint(self) -> Path:
+        """Where a killed worker stood; goes with the report."""
+        return self.root / "checkpoint"
+
 
 VERSION_MANIFEST = "MANIFEST.json"

@@ -169,7 +169,7 @@ _warmth = _saturating(_WARM, 3)
 _listing = _saturating(_LIST_LINE, 2)
 _emojis = _saturating(_EMOJI, 2)
 _exclaiming = _saturating(re.compile("!"), 4)
-_examples = _saturating(_EXAMPLE, 2)
+_examples = _saturating(_EXAMPLE, 1)
 
 
 def _taste(

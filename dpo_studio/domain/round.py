@@ -97,7 +97,7 @@ def preset_for(num_parameters: int) -> TrainSettings:
     recipes: about ten times the full fine-tuning rate, falling with size.
     """
     if 0 < num_parameters <= 50_000_000:
-        return TrainSettings(beta=1.0, learning_rate=3e-3)
+        return TrainSettings(beta=1.0)
     if 0 < num_parameters <= 1_500_000_000:
         return TrainSettings(learning_rate=5e-5, epochs=2)
     return TrainSettings(learning_rate=1e-5, epochs=1)

@@ -27,6 +27,9 @@ def reconcile(database: Database, paths: StoragePaths, *, now: Callable[[], date
         named = {record.name for record in versions.list_versions(session=session)}
     if left_running is not None and (worker := left_running.worker) is not None:
         reap_orphan(worker.pid, worker.started, worker.boot_id)
+    if left_running is not None:
+        # Its round is over; the votes train anew in the next one.
+        paths.round(left_running.number).checkpoint.unlink(missing_ok=True)
     with database.write() as session:
         rounds.mark_interrupted(INTERRUPTED, now=now(), session=session)
     registry.sweep(paths, named=named)

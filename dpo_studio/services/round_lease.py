@@ -8,6 +8,7 @@ giving back comes after taking and renewing, also when the taker was cancelled m
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -23,6 +24,7 @@ TTL_S = 20.0
 """How long a successor waits after a kill -9."""
 RENEW_S = 5.0
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 class RoundLease:
@@ -62,6 +64,7 @@ class RoundLease:
         while is_ours:
             await asyncio.sleep(RENEW_S)
             is_ours = await self._asked(lambda: self._renew(hold))
+        logger.error("the lease of the round was lost to another process; its result will be refused")
 
     def _asked(self, work: Callable[[], T]) -> "asyncio.Future[T]":
         return asyncio.get_running_loop().run_in_executor(self._clerk, work)

@@ -24,7 +24,7 @@ from dpo_studio.rounds import gate, registry
 from dpo_studio.rounds.launcher import LaunchSettings, WorkerOutcome, WorkerProcess
 from dpo_studio.services.deployment import DeploymentService, wait_until_ready
 from dpo_studio.services.round_lease import RoundLease
-from dpo_studio.store import rounds, versions
+from dpo_studio.store import leases, rounds, versions
 from dpo_studio.store.database import Database
 from dpo_studio.store.leases import LeaseHold
 from dpo_studio.store.rounds import WorkerIdentity
@@ -167,7 +167,7 @@ class RoundRunner:
         if not verdict.passed:
             await self._end(number, RoundStatus.REJECTED, _first_failure(verdict))
             return
-        name = await asyncio.to_thread(self._publish, number, report, verdict)
+        name = await asyncio.to_thread(self._publish, number, hold, report, verdict)
         if await asyncio.to_thread(is_gate_manual):
             await self._end(number, RoundStatus.WAITING, f"{name} passed the gate; a person decides")
             return
@@ -179,10 +179,11 @@ class RoundRunner:
             reason = f"{name} passed the gate but could not go live: {error}. Promote it when that is mended"
             await self._end(number, RoundStatus.WAITING, reason)
 
-    def _publish(self, number: int, report: RoundReport, verdict: Verdict) -> str:
+    def _publish(self, number: int, hold: LeaseHold, report: RoundReport, verdict: Verdict) -> str:
         """Name the adapter v<number>: the folder first, then the row.
 
-        A crash between the two leaves a folder that no row names; the next boot sweeps it.
+        A crash between the two leaves a folder that no row names; the next boot sweeps it. So does a lost
+        lease (Conflict): whoever took it over has ended this round already.
         """
         name = f"v{number}"
         folder = self._paths.round(number)
@@ -201,6 +202,7 @@ class RoundRunner:
             expected_sha256=report.adapter_sha256 or None,
         )
         with self._database.write() as session:
+            leases.require(hold, now=self._now(), session=session)
             versions.add_version(name, round_number=number, now=self._now(), session=session)
             rounds.record_result(
                 number, metrics=report.metrics, verdict=verdict, version=name, session=session

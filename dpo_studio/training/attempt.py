@@ -15,7 +15,6 @@ from dpo_studio.dpo.memory_estimate import free_bytes
 from dpo_studio.errors import StudioError
 from dpo_studio.modeling.base_model import load_base
 from dpo_studio.paths import RoundPaths
-from dpo_studio.training.checkpoint import FILE_NAME as CHECKPOINT
 from dpo_studio.training.fabric import Fabric, cpu_threads
 from dpo_studio.training.job import read_assignment
 from dpo_studio.training.lifeline import Cancellation
@@ -50,6 +49,9 @@ def attempt(paths: RoundPaths, progress: ProgressLog, cancellation: Cancellation
 
 def train_round(paths: RoundPaths, progress: ProgressLog, cancellation: Cancellation) -> RoundReport:
     """Train one round from its folder. Raises a StudioError, or TrainingCancelled."""
+    if cancellation.requested():
+        # Torch alone takes seconds to load: much can have been asked for meanwhile.
+        raise TrainingCancelled
     assignment = read_assignment(paths)
     job = assignment.job
     torch.set_num_threads(cpu_threads(job.threads))
@@ -75,7 +77,7 @@ def train_round(paths: RoundPaths, progress: ProgressLog, cancellation: Cancella
             cancellation=cancellation,
             budget=MemoryBudget.for_device(base.device),
             free_memory=free,
-            checkpoint=paths.root / CHECKPOINT,
+            checkpoint=paths.checkpoint,
         )
         report = RoundTraining(assignment, around).run(paths.adapter)
     finally:

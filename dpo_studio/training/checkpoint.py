@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from dpo_studio import __version__
 from dpo_studio.domain.codec import to_json
 from dpo_studio.domain.round import RoundJob
 from dpo_studio.files import canonical_json, sha256_of_bytes, write_bytes
-
-FILE_NAME = "checkpoint"
-"""Inside the round's folder."""
 
 State = dict[str, Any]
 """By name: tensors of any device, and JSON values."""
@@ -90,7 +90,7 @@ class CheckpointFile:
             return Found(fault="had an unknown form")
 
 
-def owner_of(job: RoundJob, layout: str, precision: str) -> str:
+def owner_of(job: RoundJob, layout: str, precision: str, num_processes: int) -> str:
     """Whose checkpoint it is: equal only where training would go the same way, step by step.
 
     precision: kind of device and type of the weights, both of which a job may leave open.
@@ -99,7 +99,9 @@ def owner_of(job: RoundJob, layout: str, precision: str) -> str:
         "job": to_json(job),
         "layout": layout,
         "precision": precision,
-        "torch": torch.__version__,
+        "processes": num_processes,
+        "libraries": [torch.__version__, transformers.__version__, peft.__version__],
+        "code": __version__,
         "version": _VERSION,
     }
     return sha256_of_bytes(canonical_json(facts).encode())

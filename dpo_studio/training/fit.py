@@ -160,19 +160,25 @@ class Fit:
         if 0 < early.best_step <= kept and early.best_loss < self._heldout_loss():
             kept = early.best_step
             self._heldout = early.restore()
-            self._notes.append(
-                f"The adapter after step {kept} of {taken} was kept: its held-out loss of"
-                f" {early.best_loss:.4f} was the lowest."
-            )
             # The guard has looked only every so often, and perhaps not since before this step.
             if kept > guard.kept_step and guard.is_due(kept, kept):
                 guard.check(kept)
-                if guard.is_exceeded:
-                    kept = self._step_back(kept)
+            if kept > guard.kept_step and guard.is_exceeded:
+                kept = self._step_back(kept)
+                self._notes.append(
+                    f"The adapter after step {early.best_step} of {taken} had the lowest held-out loss, and"
+                    f" drifted too far: the one after step {kept} was kept."
+                )
+            else:
+                self._notes.append(
+                    f"The adapter after step {kept} of {taken} was kept: its held-out loss of"
+                    f" {early.best_loss:.4f} was the lowest."
+                )
         return kept
 
     def _step_back(self, taken: int) -> int:
-        kept = self._guard.restore() or taken
+        restored = self._guard.restore()
+        kept = taken if restored is None else max(restored, 1)  # less than a step of the way counts as one
         self._heldout = self._score_heldout()
         return kept
 

@@ -157,7 +157,9 @@ class RoundTraining:
 
     def _checkpoint(self, choice: LayoutChoice) -> CheckpointFile:
         base = self._around.base
-        owner = owner_of(self._job, choice.layout.name, f"{base.device.type} {base.dtype}")
+        owner = owner_of(
+            self._job, choice.layout.name, f"{base.device.type} {base.dtype}", self._around.world.size
+        )
         return CheckpointFile(self._around.checkpoint, owner, every_s=self._job.checkpoint_every_s)
 
     def _read(self, checkpoint: CheckpointFile) -> State | None:

@@ -2,7 +2,8 @@
 
 Reads the folder's job.json, train.jsonl and heldout.jsonl; writes progress.jsonl, a checkpoint, adapter/ and,
 last of all, report.json, with which the checkpoint goes. A worker that was killed leaves its checkpoint, and
-the next one on the same folder goes on from there. Touches nothing else: no database, no network beyond what
+the next one on the same folder goes on from there (the studio itself starts none: it ends that round, and the
+votes train in the next). Touches nothing else: no database, no network beyond what
 loading the model needs. Works unchanged under `accelerate launch`, where only the main process writes.
 """
 
@@ -40,7 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     progress.start()
     # Torch takes seconds to load, and a studio may die meanwhile: only now, with the lifeline in place.
     from dpo_studio.training.attempt import EXIT_CANCELLED, attempt
-    from dpo_studio.training.checkpoint import FILE_NAME as CHECKPOINT
 
     report, code = attempt(paths, progress, cancellation)
     progress.stop()
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_json(paths.report, to_json(report))
         # A signal may mean that the machine goes down, and the round shall go on when it is back.
         if code != EXIT_CANCELLED or paths.cancel.exists():
-            (paths.root / CHECKPOINT).unlink(missing_ok=True)
+            paths.checkpoint.unlink(missing_ok=True)
     return code
 
 

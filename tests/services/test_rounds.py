@@ -6,6 +6,7 @@ import logging
 import sqlite3
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -15,8 +16,9 @@ from dpo_studio.errors import BadInput, Conflict, EngineUnavailable, ModelError,
 from dpo_studio.rounds import registry
 from dpo_studio.services import boot
 from dpo_studio.services.round_lease import NAME
+from dpo_studio.services.round_runner import RoundRunner
 from dpo_studio.services.views import ScheduleView
-from dpo_studio.store import leases
+from dpo_studio.store import leases, versions
 from tests.services.conftest import SCHEDULE, Rounds, said
 
 
@@ -183,9 +185,33 @@ async def test_a_boot_marks_what_was_cut_off_and_sweeps_what_nobody_names(rounds
     paths = rounds.bench.settings.paths
     orphan = paths.version("v9")
     orphan.mkdir(parents=True)
+    checkpoint = paths.round(started.number).checkpoint
+    checkpoint.touch()
     boot.reconcile(rounds.bench.database, paths, now=rounds.bench.clock)
     assert rounds.service.get(started.number).status is RoundStatus.INTERRUPTED
     assert not orphan.exists()
+    assert not checkpoint.exists()
+
+
+async def test_a_process_that_lost_its_lease_while_it_gated_names_no_version(
+    rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frozen between gate and name, it once left a version row for a round that its successor had ended."""
+    gated = RoundRunner._set_gating
+
+    def gated_then_frozen(self: RoundRunner, *values: Any) -> None:
+        gated(self, *values)
+        rounds.bench.clock.tick(minutes=5)
+        with rounds.bench.database.write() as session:
+            leases.acquire(NAME, "successor", ttl_s=60, now=rounds.bench.clock(), session=session)
+
+    monkeypatch.setattr(RoundRunner, "_set_gating", gated_then_frozen)
+    await rounds.label(6)
+    view = await rounds.train()
+    assert view.status is RoundStatus.FAILED
+    assert view.version is None
+    with rounds.bench.database.read() as session:
+        assert versions.list_versions(session=session) == []
 
 
 async def test_a_process_that_lost_its_lease_cannot_promote(rounds: Rounds) -> None:

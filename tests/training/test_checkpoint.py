@@ -120,13 +120,18 @@ def test_a_failed_writing_is_not_tried_again_at_once(tmp_path: Path) -> None:
 )
 def test_any_change_of_the_job_is_another_owner(change: dict[str, object]) -> None:
     other = dataclasses.replace(JOB, **change)  # type: ignore[arg-type]
-    assert owner_of(JOB, "padded", "cpu") == owner_of(JOB, "padded", "cpu")
-    assert owner_of(other, "padded", "cpu") != owner_of(JOB, "padded", "cpu")
+    assert owner_of(JOB, "padded", "cpu", 1) == owner_of(JOB, "padded", "cpu", 1)
+    assert owner_of(other, "padded", "cpu", 1) != owner_of(JOB, "padded", "cpu", 1)
 
 
-def test_layout_and_precision_are_part_of_the_owner() -> None:
-    owners = {owner_of(JOB, layout, p) for layout in ("padded", "packed") for p in ("cpu", "cuda")}
-    assert len(owners) == 4
+def test_layout_precision_and_number_of_processes_are_part_of_the_owner() -> None:
+    owners = {
+        owner_of(JOB, layout, precision, size)
+        for layout in ("padded", "packed")
+        for precision in ("cpu", "cuda")
+        for size in (1, 2)
+    }
+    assert len(owners) == 8
 
 
 def test_parts_find_their_own_names_again() -> None:

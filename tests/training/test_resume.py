@@ -12,7 +12,6 @@ import pytest
 from dpo_studio.domain.round import RoundReport, TrainSettings
 from dpo_studio.paths import RoundPaths
 from dpo_studio.training.attempt import EXIT_OK
-from dpo_studio.training.checkpoint import FILE_NAME as CHECKPOINT
 from dpo_studio.training.lifeline import Cancellation
 from dpo_studio.training.worker import main
 from tests.training.rounds import make_round, read_progress, read_report, rows, worker
@@ -86,7 +85,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(
     resumed_at = steps(killed)[num_before]
     assert kills[-1] <= resumed_at <= last + 1, "training must not have begun again"
     assert report.notes[0] == f"Training was interrupted and continued after step {resumed_at - 1}."
-    assert not (killed.root / CHECKPOINT).exists()
+    assert not killed.checkpoint.exists()
 
 
 @pytest.fixture
@@ -96,7 +95,7 @@ def interrupted(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) ->
     with monkeypatch.context() as patch:
         patch.setattr(Cancellation, "requested", lambda _: len(steps(paths)) >= 10)
         assert main([str(paths.root)]) != EXIT_OK
-    assert (paths.root / CHECKPOINT).is_file()
+    assert paths.checkpoint.is_file()
     paths.progress.unlink()
     return paths
 
@@ -111,11 +110,11 @@ def test_a_stopped_training_goes_on(interrupted: RoundPaths) -> None:
 def test_a_person_who_cancels_leaves_no_checkpoint(interrupted: RoundPaths) -> None:
     interrupted.cancel.touch()
     assert main([str(interrupted.root)]) != EXIT_OK
-    assert not (interrupted.root / CHECKPOINT).exists()
+    assert not interrupted.checkpoint.exists()
 
 
 def test_a_damaged_checkpoint_is_ignored_and_said(interrupted: RoundPaths) -> None:
-    file = interrupted.root / CHECKPOINT
+    file = interrupted.checkpoint
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
@@ -130,7 +129,7 @@ def test_the_checkpoint_of_another_job_is_ignored_and_said(
 ) -> None:
     settings = dataclasses.replace(SETTINGS, beta=0.2)
     other = make_round(tmp_path / "other", model, **options(settings))
-    (interrupted.root / CHECKPOINT).rename(other.root / CHECKPOINT)
+    interrupted.checkpoint.rename(other.checkpoint)
     assert main([str(other.root)]) == EXIT_OK
     assert steps(other)[0] == 1
     assert "belonged to another job" in read_report(other).notes[0]

@@ -213,6 +213,16 @@ def test_a_cancel_file_ends_the_round_without_an_adapter(tmp_path: Path, model: 
     assert not paths.adapter.exists()
 
 
+def test_a_cancelled_round_loads_no_model(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelled while torch was loading, a worker once went on to read the weights before it looked."""
+    monkeypatch.setattr("dpo_studio.training.attempt.load_base", lambda *_, **__: pytest.fail("loaded"))
+    paths = make_round(tmp_path, model)
+    paths.cancel.touch()
+    assert main([str(paths.root)]) == EXIT_CANCELLED
+
+
 def test_a_bug_is_a_sentence_for_people_and_a_traceback_for_us(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
