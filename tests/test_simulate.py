@@ -15,7 +15,7 @@ Handler = Callable[[httpx.Request], httpx.Response]
 
 
 class ScriptedStudio:
-    """Speaks the API from memory; `base` writes 20 words, `v1` three. A is the shorter in odd comparisons."""
+    """Speaks the API from memory; `base` writes 30 words, `v1` three. A is the shorter in odd comparisons."""
 
     def __init__(self) -> None:
         self.votes: dict[str, str] = {}
@@ -62,7 +62,7 @@ class ScriptedStudio:
                 progress = {"phase": "training", "step": 5, "num_steps": 10} if status == "running" else None
                 return {"round": int(number), "status": status, "reason": "good", "progress": progress}
             case ["v1", "chat", "completions"]:
-                text = "word " * (20 if body["model"] == "base" else 3)
+                text = "word " * (30 if body["model"] == "base" else 3)
                 return {"choices": [{"message": {"content": text}}] * body["n"]}
         return {}
 

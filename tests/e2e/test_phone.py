@@ -9,7 +9,7 @@ from tests.e2e.pages import LabelPage, wait_until
 from tests.ui.serving import Served
 
 pytestmark = [pytest.mark.e2e, pytest.mark.integration]
-SIZES = [(390, 844), (360, 740), (430, 932)]
+SIZES = [(390, 844), (360, 740)]
 
 
 @pytest.fixture(params=SIZES, ids=lambda size: "x".join(map(str, size)))
