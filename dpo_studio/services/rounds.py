@@ -21,7 +21,7 @@ from dpo_studio.services.round_preparation import RoundPreparation
 from dpo_studio.services.round_runner import RoundRunner
 from dpo_studio.services.training_choice import TrainingChoices
 from dpo_studio.services.views import RoundsView, RoundView, ScheduleView, StudioStatus
-from dpo_studio.store import audit, pairs, rounds, studio_settings
+from dpo_studio.store import pairs, rounds, studio_settings
 from dpo_studio.store.database import Database
 from dpo_studio.store.rounds import RoundRecord
 
@@ -141,7 +141,10 @@ class RoundService:
             raise BadInput(f"interval_minutes: expected 1 to 43200, found {schedule.interval_minutes}")
         if not 1 <= schedule.min_new_pairs <= 1_000_000:
             raise BadInput(f"min_new_pairs: expected 1 to 1000000, found {schedule.min_new_pairs}")
-        self._store(SCHEDULE_KEY, to_json(schedule), actor)
+        with self._database.write() as session:
+            studio_settings.change_setting(
+                SCHEDULE_KEY, to_json(schedule), actor=actor, now=self._now(), session=session
+            )
         return schedule
 
     def status(self) -> StudioStatus:
@@ -234,18 +237,6 @@ class RoundService:
     def _finish(self, number: int, status: RoundStatus, reason: str) -> None:
         with self._database.write() as session:
             rounds.set_status(number, status, reason=reason, now=self._now(), session=session)
-
-    def _store(self, key: str, value: object, actor: str) -> None:
-        with self._database.write() as session:
-            studio_settings.put_setting(key, value, session=session)
-            audit.record(
-                actor=actor,
-                action="settings",
-                subject=key,
-                details={"value": value},
-                now=self._now(),
-                session=session,
-            )
 
     def _view(self, record: RoundRecord) -> RoundView:
         view = RoundView(

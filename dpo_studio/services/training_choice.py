@@ -15,7 +15,7 @@ from dpo_studio.domain.codec import from_json, to_json
 from dpo_studio.domain.round import TrainSettings, preset_for
 from dpo_studio.errors import BadInput, EngineUnavailable
 from dpo_studio.services.views import TrainingChoice, TrainingView
-from dpo_studio.store import audit, studio_settings
+from dpo_studio.store import studio_settings
 from dpo_studio.store.database import Database
 
 KEY = "training"
@@ -51,15 +51,7 @@ class TrainingChoices:
         defaults = to_json(choice_of(preset))
         changed = {name: value for name, value in to_json(choice).items() if value != defaults[name]}
         with self._database.write() as session:
-            studio_settings.put_setting(KEY, changed, session=session)
-            audit.record(
-                actor=actor,
-                action="settings",
-                subject=KEY,
-                details={"value": changed},
-                now=self._now(),
-                session=session,
-            )
+            studio_settings.change_setting(KEY, changed, actor=actor, now=self._now(), session=session)
         return self.view()
 
     def choose(self, changes: Mapping[str, Any], *, actor: str) -> TrainingView:

@@ -44,15 +44,9 @@ def locked(database: Database) -> Iterator[None]:
             other.execute("ROLLBACK")
 
 
-async def test_the_lease_is_held_for_the_block_and_free_after_it(database: Database) -> None:
-    clock = Clock()
-    async with lease_of(database, clock).held():
-        assert taken_by_another(database, clock) is None
-    assert taken_by_another(database, clock) is not None
-
-
-async def test_a_cancelled_block_gives_the_lease_back(database: Database) -> None:
-    clock, begun = Clock(), asyncio.Event()
+async def holder(database: Database, clock: Clock) -> "asyncio.Task[None]":
+    """A task that has the lease and keeps it until it is cancelled."""
+    begun = asyncio.Event()
 
     async def hold_for_ever() -> None:
         async with lease_of(database, clock).held():
@@ -61,6 +55,19 @@ async def test_a_cancelled_block_gives_the_lease_back(database: Database) -> Non
 
     task = asyncio.create_task(hold_for_ever())
     await asyncio.wait_for(begun.wait(), 5)
+    return task
+
+
+async def test_the_lease_is_held_for_the_block_and_free_after_it(database: Database) -> None:
+    clock = Clock()
+    async with lease_of(database, clock).held():
+        assert taken_by_another(database, clock) is None
+    assert taken_by_another(database, clock) is not None
+
+
+async def test_a_cancelled_block_gives_the_lease_back(database: Database) -> None:
+    clock = Clock()
+    task = await holder(database, clock)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -87,15 +94,8 @@ async def test_a_lease_that_came_after_the_cancellation_is_given_back(database: 
 
 
 async def test_a_second_cancellation_does_not_keep_the_lease(database: Database) -> None:
-    clock, begun = Clock(), asyncio.Event()
-
-    async def hold_for_ever() -> None:
-        async with lease_of(database, clock).held():
-            begun.set()
-            await asyncio.Event().wait()
-
-    task = asyncio.create_task(hold_for_ever())
-    await asyncio.wait_for(begun.wait(), 5)
+    clock = Clock()
+    task = await holder(database, clock)
     with locked(database):
         for _ in range(2):
             task.cancel()

@@ -22,6 +22,12 @@ from dpo_studio.store import leases, versions
 from tests.services.conftest import SCHEDULE, Rounds, said
 
 
+async def until_running(rounds: Rounds, number: int, *, poll_s: float = 0.02) -> None:
+    """Wait until the round's worker has been asked for; `poll_s` of 0 looks at every turn of the loop."""
+    while rounds.service.get(number).status is not RoundStatus.RUNNING:
+        await asyncio.sleep(poll_s)
+
+
 async def test_a_good_round_goes_live(rounds: Rounds) -> None:
     await rounds.label(6)
     view = await rounds.train()
@@ -67,8 +73,7 @@ async def test_a_running_round_can_be_cancelled_and_stands_alone(rounds: Rounds)
     await rounds.label(6)
     started = rounds.service.start(trigger="ann")
     async with asyncio.timeout(20):
-        while rounds.service.get(started.number).status is not RoundStatus.RUNNING:
-            await asyncio.sleep(0.02)
+        await until_running(rounds, started.number)
         with pytest.raises(Conflict):
             rounds.service.start(trigger="bob")
         await asyncio.sleep(0.2)
@@ -180,8 +185,7 @@ async def test_a_boot_marks_what_was_cut_off_and_sweeps_what_nobody_names(rounds
     await rounds.label(6)
     started = rounds.service.start(trigger="ann")
     async with asyncio.timeout(20):
-        while rounds.service.get(started.number).status is not RoundStatus.RUNNING:
-            await asyncio.sleep(0.02)
+        await until_running(rounds, started.number)
     paths = rounds.bench.settings.paths
     orphan = paths.version("v9")
     orphan.mkdir(parents=True)
@@ -220,8 +224,7 @@ async def test_a_process_that_lost_its_lease_cannot_promote(rounds: Rounds) -> N
     await rounds.label(6)
     started = rounds.service.start(trigger="ann")
     async with asyncio.timeout(20):
-        while rounds.service.get(started.number).status is not RoundStatus.RUNNING:
-            await asyncio.sleep(0.01)
+        await until_running(rounds, started.number, poll_s=0.01)
         rounds.bench.clock.tick(minutes=5)
         with rounds.bench.database.write() as session:
             taken = leases.acquire(NAME, "successor", ttl_s=60, now=rounds.bench.clock(), session=session)
@@ -273,8 +276,7 @@ async def test_a_cancel_before_the_worker_is_there_still_counts(rounds: Rounds) 
     await rounds.label(6)
     started = rounds.service.start(trigger="ann")
     async with asyncio.timeout(20):
-        while rounds.service.get(started.number).status is not RoundStatus.RUNNING:
-            await asyncio.sleep(0)
+        await until_running(rounds, started.number, poll_s=0)
         rounds.service.cancel(started.number)
         view = await rounds.service.wait(started.number, poll_s=0.02)
     assert view.status is RoundStatus.CANCELLED
