@@ -14,7 +14,7 @@ run: $(RUNTIME)
 install: $(DEV)
 
 test: $(DEV)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 check: $(DEV)
 	$(BIN)/ruff format --check .

@@ -7,7 +7,9 @@
 Every run is a process of its own with one thread; variants take turns, figures are medians over repeats.
 CPU seconds are those of the steps alone (both sides have their reference log-probabilities before, where
 the variant computes them once), the first step of every run left out. Memory is the peak resident size, and
-its growth over what the process held before training. Everything is float32. The last line is JSON.
+its growth over what the process held before training. FLOPs are those of matrix products and attention in one
+step, counted operator by operator, so they do not depend on the machine. Everything is float32. The last line
+is JSON.
 """
 
 import argparse
@@ -20,11 +22,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils.flop_counter
 
 from dpo_studio.domain.round import TrainSettings
 from dpo_studio.dpo.batches import TokenPair
@@ -35,6 +40,7 @@ from dpo_studio.dpo.memory import CPU_MAX_TOKENS, MemoryBudget
 from dpo_studio.dpo.trainer import Trainer
 from dpo_studio.modeling.adapters import new_lora
 
+Around = Callable[[], AbstractContextManager[Any]]
 VARIANTS = {
     "trl-default": "TRL as it comes: checkpointing, a reference forward in every step",
     "trl-tuned": "TRL at its best settings: no checkpointing, reference computed once",
@@ -63,12 +69,16 @@ class Run:
     peak_mb: float
     growth_mb: float
     tokens_per_pair: float
+    gflops_per_pair: float
+    """0 in a run that measures time: counting slows every operator down."""
 
 
 def main() -> None:
     arguments = parse_arguments()
     if arguments.run:
-        run = measure(arguments.run, arguments.shapes, arguments.lengths, arguments.steps)
+        run = measure(
+            arguments.run, arguments.shapes, arguments.lengths, arguments.steps, count=arguments.count
+        )
         print(json.dumps(asdict(run)))  # noqa: T201
         return
     shapes = ["toy"] if arguments.quick else arguments.shapes.split(",")
@@ -85,17 +95,22 @@ def main() -> None:
 def interleave(
     variants: Sequence[str], shape: str, lengths: str, steps: int, repeats: int
 ) -> dict[str, list[Run]]:
-    """A/B/C, A/B/C, …: what else the machine does falls on all alike."""
+    """A/B/C, A/B/C, …: what else the machine does falls on all alike. FLOPs are counted once, in a run of
+    their own, on one step of the same pairs for all.
+    """
     runs: dict[str, list[Run]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name in variants:
             runs[name].append(in_process(name, shape, lengths, steps))
+    for name in variants:
+        counted = in_process(name, shape, lengths, 1, "--count").gflops_per_pair
+        runs[name] = [replace(run, gflops_per_pair=counted) for run in runs[name]]
     return runs
 
 
-def in_process(variant: str, shape: str, lengths: str, steps: int) -> Run:
+def in_process(variant: str, shape: str, lengths: str, steps: int, *flags: str) -> Run:
     """Measure in a fresh single-threaded process."""
-    options = ["--run", variant, "--shapes", shape, "--lengths", lengths, "--steps", str(steps)]
+    options = ["--run", variant, "--shapes", shape, "--lengths", lengths, "--steps", str(steps), *flags]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.dpo_step", *options],
         env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
@@ -109,8 +124,8 @@ def in_process(variant: str, shape: str, lengths: str, steps: int) -> Run:
     return Run(**{**values, "losses": tuple(values["losses"])})
 
 
-def measure(variant: str, shape: str, lengths: str, steps: int) -> Run:
-    """Train `steps` steps in this process."""
+def measure(variant: str, shape: str, lengths: str, steps: int, *, count: bool = False) -> Run:
+    """Train `steps` steps in this process; with `count`, for their FLOPs instead of their time."""
     torch.set_num_threads(1)
     batch_size = SHAPES[shape][-1]
     # From the first step at full rate: the two sides are to differ if they can.
@@ -119,7 +134,9 @@ def measure(variant: str, shape: str, lengths: str, steps: int) -> Run:
     )
     pairs = make_pairs(lengths, batch_size * steps, SHAPES[shape][-2])
     run = run_trl if variant.startswith("trl") else run_ours
-    losses, seconds, base_mb = run(variant, shape, pairs, settings)
+    flops: list[int] = []
+    around = partial(counting, flops) if count else nullcontext
+    losses, seconds, base_mb = run(variant, shape, pairs, settings, around)
     layout = PREFIX_SHARED if variant in ("ours", "ours-budget") else PADDED
     batches = [pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size)]
     tokens = sum(layout.num_tokens([layout.size(pair) for pair in batch]) for batch in batches)
@@ -130,11 +147,12 @@ def measure(variant: str, shape: str, lengths: str, steps: int) -> Run:
         peak_mb=resident_mb("VmHWM"),
         growth_mb=resident_mb("VmHWM") - base_mb,
         tokens_per_pair=tokens / len(pairs),
+        gflops_per_pair=sum(flops) / len(pairs) / 1e9,
     )
 
 
 def run_ours(
-    variant: str, shape: str, pairs: list[TokenPair], settings: TrainSettings
+    variant: str, shape: str, pairs: list[TokenPair], settings: TrainSettings, around: Around
 ) -> tuple[list[float], list[float], float]:
     """Losses and CPU seconds of each step, and the memory held before."""
     model = new_lora(make_model(shape), settings.lora_rank, settings.lora_alpha, settings.seed)
@@ -147,14 +165,14 @@ def run_ours(
         reference = score_pairs(scorer, pairs, MemoryBudget(CPU_MAX_TOKENS), layout=layout)
     trainer = Trainer(scorer, pairs, reference, settings, layout=layout, budget=budget)
     losses, seconds = [], []
-    for result, cost in timed(trainer.steps()):
+    for result, cost in timed(trainer.steps(), around):
         losses.append(result.metrics["loss"])
         seconds.append(cost)
     return losses, seconds, base_mb
 
 
 def run_trl(
-    variant: str, shape: str, pairs: list[TokenPair], settings: TrainSettings
+    variant: str, shape: str, pairs: list[TokenPair], settings: TrainSettings, around: Around
 ) -> tuple[list[float], list[float], float]:
     """The same of TRL."""
     from benchmarks.trl_trainer import trl_steps
@@ -172,17 +190,34 @@ def run_trl(
     if variant != "trl-default":
         options = {"gradient_checkpointing": False, "precompute_ref_log_probs": True}
     with tempfile.TemporaryDirectory() as folder:
-        steps = trl_steps(model, pairs, settings, initial, Path(folder), **options)
+        steps = trl_steps(model, pairs, settings, initial, Path(folder), around, **options)
     return [step.loss for step in steps], [step.cpu_seconds for step in steps], base_mb
 
 
-def timed(steps: Iterator[Any]) -> Iterator[tuple[Any, float]]:
+@contextmanager
+def counting(flops: list[int]) -> Iterator[None]:
+    """Append the FLOPs of what runs inside. Attention on the CPU is added to what the counter knows; what a
+    mask hides counts, as in its own rules.
+    """
+    counters: Any = torch.utils.flop_counter
+    forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    rules: Any = {
+        forward: lambda q, k, v, *_, **__: counters.sdpa_flop_count(q, k, v),
+        backward: lambda out, q, k, v, *_, **__: counters.sdpa_backward_flop_count(out, q, k, v),
+    }
+    with counters.FlopCounterMode(display=False, custom_mapping=rules) as counter:
+        yield
+    flops.append(counter.get_total_flops())
+
+
+def timed(steps: Iterator[Any], around: Around) -> Iterator[tuple[Any, float]]:
     """Each item with the CPU seconds that it took."""
     while True:
         started = time.process_time()
-        try:
-            item = next(steps)
-        except StopIteration:
+        with around():
+            item = next(steps, None)
+        if item is None:
             return
         yield item, time.process_time() - started
 
@@ -241,6 +276,7 @@ def summary(runs: Sequence[Run]) -> dict[str, float]:
         "peak_mb": median(runs, lambda run: run.peak_mb),
         "growth_mb": median(runs, lambda run: run.growth_mb),
         "tokens_per_pair": runs[0].tokens_per_pair,
+        "gflops_per_pair": runs[0].gflops_per_pair,
     }
 
 
@@ -251,14 +287,20 @@ def median(runs: Sequence[Run], field: Callable[[Run], float]) -> float:
 def table(shape: str, lengths: str, runs: dict[str, list[Run]]) -> str:
     """Figures, how much better the best of ours is, and the losses side by side."""
     lines = [f"\n{shape}, {lengths} prompts (medians of {len(next(iter(runs.values())))})"]
-    lines.append(f"{'':14}{'CPU s/pair':>11}{'× ours':>8}{'peak MB':>9}{'growth':>8}{'tokens':>8}")
-    ours = summary(runs["ours"])["cpu_seconds_per_pair"] if "ours" in runs else float("nan")
+    lines.append(f"{'':14}{'CPU s/pair':>11}{'× ours':>8}{'peak MB':>9}{'growth':>8}{'tokens':>8}"
+                 f"{'GFLOP':>9}{'× ours':>8}")  # fmt: skip
+    ours = (
+        summary(runs["ours"])
+        if "ours" in runs
+        else dict.fromkeys(summary(next(iter(runs.values()))), float("nan"))
+    )
     for name, of in runs.items():
         row = summary(of)
-        cost = row["cpu_seconds_per_pair"]
+        cost, flops = row["cpu_seconds_per_pair"], row["gflops_per_pair"]
         lines.append(
-            f"{name:14}{cost:11.3f}{cost / ours:8.2f}{row['peak_mb']:9.0f}{row['growth_mb']:8.0f}"
-            f"{row['tokens_per_pair']:8.0f}"
+            f"{name:14}{cost:11.3f}{cost / ours['cpu_seconds_per_pair']:8.2f}{row['peak_mb']:9.0f}"
+            f"{row['growth_mb']:8.0f}{row['tokens_per_pair']:8.0f}"
+            f"{flops:9.1f}{flops / ours['gflops_per_pair']:8.2f}"
         )
     lines.append("loss by step: " + "  ".join(runs))
     for step, losses in enumerate(zip(*(of[0].losses for of in runs.values()), strict=True), start=1):
@@ -285,6 +327,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--run", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--count", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

@@ -8,7 +8,8 @@ trl and datasets are imported when asked for; they are no dependency of the stud
 import importlib
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,10 @@ def trl_steps(
     settings: TrainSettings,
     initial_adapter: Mapping[str, torch.Tensor],
     folder: Path,
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext,
     **options: Any,
 ) -> list[TrlStep]:
-    """Train `model` (mutated: it gets the adapter) with TRL and return its steps.
+    """Train `model` (mutated: it gets the adapter) with TRL and return its steps, each inside `around()`.
 
     initial_adapter: name → value of trainable parameters, as of our model. The number of pairs must be a
     multiple of the batch size: TRL would weigh a last shorter batch otherwise. `options` go to DPOConfig.
@@ -51,6 +53,7 @@ def trl_steps(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = _build(model, pairs, settings, folder, options)
+        trainer.around = around
         trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
         if set(trained) != set(initial_adapter):
             raise ValueError("TRL was expected to train the same parameters as we do, and trains others")
@@ -142,7 +145,8 @@ def _trainer_class(trl: Any, settings: TrainSettings) -> Any:
             return super().train(*arguments, **options)
 
         def training_step(self, *arguments: Any, **options: Any) -> Any:
-            loss = super().training_step(*arguments, **options)
+            with self.around():
+                loss = super().training_step(*arguments, **options)
             self.losses.append(float(loss))
             return loss
 

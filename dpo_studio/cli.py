@@ -48,7 +48,12 @@ DeviceOption = Annotated[
     str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1, … [auto].", show_default=False)
 ]
 DtypeOption = Annotated[
-    str | None, typer.Option("--dtype", help="auto, float32, bfloat16 or float16 [auto].", show_default=False)
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="auto, float32, bfloat16, float16, or nf4: 4 bits, for models that would not fit [auto].",
+        show_default=False,
+    ),
 ]
 
 

@@ -90,12 +90,16 @@ def owned_storage(settings: Settings) -> Iterator[None]:
         os.close(descriptor)
 
 
-def build(settings: Settings) -> Runtime:
-    """Open the storage, reconcile it, and wire every part. Nothing runs yet."""
+def build(settings: Settings, *, takes_up: bool = False) -> Runtime:
+    """Open the storage, reconcile it, and wire every part. Nothing runs yet.
+
+    takes_up: a round that was cut off goes on. For a studio that stays; one that a command starts for
+    itself ends that round.
+    """
     paths = settings.paths
     database = Database(paths.database)
     database.open()
-    boot.reconcile(database, paths, now=_now)
+    boot.reconcile(database, paths, now=_now, takes_up=takes_up)
     boot.mend_live_pointer(database, paths, now=_now)
     boot.seed_queue(database, starter.seed_prompts(), now=_now)
     engine, deployment = _build_serving(settings, database)
@@ -105,7 +109,7 @@ def build(settings: Settings) -> Runtime:
     )
     factory = PairFactory(database, maker, ready_pairs=settings.ready_pairs, now=_now)
     deployment.on_swap(factory.drop_superseded)
-    rounds = _build_rounds(settings, database, engine, deployment)
+    rounds = _build_rounds(settings, database, engine, deployment, takes_up=takes_up)
     labeling = LabelingService(
         database,
         maker,
@@ -193,7 +197,12 @@ def _build_serving(settings: Settings, database: Database) -> tuple[EngineSuperv
 
 
 def _build_rounds(
-    settings: Settings, database: Database, engine: EngineSupervisor, deployment: DeploymentService
+    settings: Settings,
+    database: Database,
+    engine: EngineSupervisor,
+    deployment: DeploymentService,
+    *,
+    takes_up: bool,
 ) -> RoundService:
     preparation = RoundPreparation(
         database, engine, deployment, settings, probe_prompts=starter.smoke_prompts(), now=_now
@@ -207,6 +216,7 @@ def _build_rounds(
         lease=RoundLease(database, owner=uuid.uuid4().hex, now=_now),
         launch=LaunchSettings(),
         now=_now,
+        takes_up=takes_up,
     )
     return RoundService(
         database,
@@ -242,7 +252,7 @@ def serve(settings: Settings) -> None:
     configure_logging()
     listener = bind(settings.host, settings.port)
     with owned_storage(settings):
-        runtime = build(settings)
+        runtime = build(settings, takes_up=True)
 
         @contextlib.asynccontextmanager
         async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

@@ -35,7 +35,8 @@ class Settings(BaseSettings):
     chat_template: Path | None = None
     """A Jinja file for tokenizers without a chat template."""
     device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = "auto"
+    """`nf4`: linear layers of the base model in 4 bits, by bitsandbytes; engine and rounds alike."""
     engine_threads: int = Field(0, ge=0, le=256)
     """CPU threads of the engine; 0: all but one core, at least one (OpenMP barriers on busy cores cost
     more than the second thread gives)."""

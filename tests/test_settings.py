@@ -28,6 +28,14 @@ def test_flags_win_over_environment_and_environment_over_the_file(
     assert (settings.port, settings.model, settings.dtype) == (1003, "environment", "float16")
 
 
+def test_the_environment_may_ask_for_4_bits_but_not_for_any_4_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DPO_STUDIO_DTYPE", "nf4")
+    assert load_settings().dtype == "nf4"
+    monkeypatch.setenv("DPO_STUDIO_DTYPE", "fp4")
+    with pytest.raises(SettingsError, match=r"dtype: .*'nf4', found 'fp4'"):
+        load_settings()
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "example.org"])
 def test_a_bind_that_others_can_reach_is_refused(host: str) -> None:
     with pytest.raises(SettingsError, match="expected a loopback address"):

@@ -14,7 +14,7 @@ from dpo_studio.store import versions
 from dpo_studio.store.database import Database
 from dpo_studio.store.doctor import DoctorReport
 
-PACKAGES = ("torch", "transformers", "peft", "gradio", "fastapi", "sqlmodel", "safetensors")
+PACKAGES = ("torch", "transformers", "peft", "gradio", "fastapi", "sqlmodel", "safetensors", "bitsandbytes")
 
 
 def examine(settings: Settings) -> Iterator[str]:
@@ -61,7 +61,8 @@ def _installed(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return "missing"
+        # Everything but 4-bit weights works without it.
+        return "not installed (for --dtype nf4)" if package == "bitsandbytes" else "missing"
 
 
 def _size(size_bytes: int) -> str:

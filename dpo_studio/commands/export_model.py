@@ -21,6 +21,11 @@ def export_model(settings: Settings, version: str, target: Path, *, is_merged: b
     """Write `version` to `target`; says what was written."""
     if target.exists():
         raise BadInput(f"dir: expected a folder that does not exist yet, found {target}")
+    if is_merged and settings.dtype == "nf4":
+        raise BadInput(
+            "dtype: expected full weights to merge into, found nf4; add --dtype auto (answers will differ "
+            "a little from those of the 4-bit model), or leave --merge out to write the adapter alone"
+        )
     if version == BASE and not is_merged:
         raise BadInput("version: base has no adapter; add --merge to write its full weights")
     adapter = None if version == BASE else _published(settings, version)
@@ -55,11 +60,14 @@ def _write_merged(settings: Settings, adapter: Path | None, folder: Path) -> Non
     # Torch is loaded only by those who merge.
     from transformers.utils.logging import disable_progress_bar
 
+    from dpo_studio.modeling.nf4 import quiet_bitsandbytes
+
+    # The command answers with one line; bars and words of libraries between are noise, most of all in a log.
+    disable_progress_bar()
+    quiet_bitsandbytes()
     from dpo_studio.modeling.adapters import load_lora
     from dpo_studio.modeling.base_model import load_base
 
-    # The command answers with one line; bars of libraries between are noise, most of all in a log.
-    disable_progress_bar()
     template = str(settings.chat_template) if settings.chat_template else None
     base = load_base(settings.model, device=settings.device, dtype=settings.dtype, chat_template=template)
     model = base.model

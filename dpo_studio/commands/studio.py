@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 from dpo_studio.domain.round import RoundStatus
 from dpo_studio.errors import StudioError
+from dpo_studio.services import how_trained
 from dpo_studio.services.deployment import wait_until_ready
 from dpo_studio.services.studio import Studio
 from dpo_studio.services.views import RoundView
@@ -90,10 +91,12 @@ def progress_line(view: RoundView) -> str:
 
 
 def verdict_lines(view: RoundView) -> list[str]:
-    """The outcome and each of the gate's reasons."""
+    """The outcome, each of the gate's reasons, and how it trained."""
     version = f" as {view.version}" if view.version else ""
     facts = f"{view.num_train} pairs trained on, {view.num_heldout} held out"
     lines = [f"round {view.number} {view.status.value}{version}: {facts}"]
     if view.verdict is not None:
         lines += [f"  {reason}" for reason in view.verdict.reasons]
+    if view.training is not None:
+        lines += [f"  {sentence}" for sentence in how_trained.sentences(view.training)]
     return lines

@@ -57,7 +57,7 @@ class JudgedComparison:
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """(prompt, chosen, rejected) with where it came from."""
+    """(prompt, chosen, rejected) with where it came from; or a ranking, with the responses between those."""
 
     pair_id: str
     """Stable: the source's id and which of its pairs this is."""
@@ -69,10 +69,22 @@ class PreferencePair:
     chosen_probability: float = 1.0
     """That the chosen response is the better one, 0 to 1; below 1 where labelers disagreed. Whether a round
     uses it is one of its settings."""
+    between: tuple[SampledText, ...] = ()
+    """Responses worse than the chosen and better than the rejected one, best first; empty for a pair."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.chosen_probability <= 1:
             raise BadInput(f"chosen_probability: expected 0 to 1, found {self.chosen_probability}")
+        if self.between and self.chosen_probability != 1:
+            raise BadInput(
+                "chosen_probability: expected 1 for a ranking of more than two responses, found"
+                f" {self.chosen_probability}"
+            )
+
+    @property
+    def responses(self) -> tuple[SampledText, ...]:
+        """Best to worst."""
+        return (self.chosen, *self.between, self.rejected)
 
 
 def pairs_of(comparison: JudgedComparison) -> tuple[PreferencePair, ...]:

@@ -10,7 +10,9 @@ from typing import Literal
 
 from dpo_studio.errors import BadInput
 
-LossName = Literal["sigmoid", "ipo", "hinge", "robust"]
+LossName = Literal["sigmoid", "ipo", "hinge", "robust", "plackett_luce"]
+LOSSES_WITH_SMOOTHING: tuple[LossName, ...] = ("sigmoid", "robust")
+"""The others refuse `label_smoothing`."""
 
 
 class RoundStatus(StrEnum):
@@ -38,6 +40,8 @@ class TrainSettings:
     """Hyper-parameters of one DPO round, kept in its record."""
 
     loss: LossName = "sigmoid"
+    """plackett_luce: imported rankings of more than two responses train whole (Rafailov et al. 2023, eq. 20),
+    pairs as with sigmoid; with every other loss a ranking trains as all of its pairs."""
     beta: float = 0.1
     """Strength of the pull towards the reference (Rafailov et al. 2023, eq. 7)."""
     label_smoothing: float = 0.0
@@ -46,20 +50,21 @@ class TrainSettings:
     length_normalised: bool = False
     """Divide every log-ratio by its response's tokens (TRL's form of ipo). The papers sum."""
     ld_alpha: float = 1.0
-    """Length desensitisation: weight of what a response has beyond the length of the other; 1 is none."""
+    """Length desensitisation: weight of what a response has beyond the length of the other, or of the
+    shortest of a ranking; 1 is none."""
     sft_weight: float = 0.0
-    """Weight of the mean negative log-likelihood of the chosen response."""
+    """Weight of the mean negative log-likelihood of the chosen response, of a ranking the best."""
     learning_rate: float = 2e-3
     """For models of a few million parameters; above 100M about 5e-5, above 1B 1e-5."""
     epochs: int = 4
     batch_size: int = 8
-    """Preference pairs per optimiser step."""
+    """Preference pairs per optimiser step; a ranking that trains whole counts as one."""
     warmup_ratio: float = 0.1
     max_grad_norm: float = 1.0
     lora_rank: int = 16
     lora_alpha: int = 32
     max_length: int = 1024
-    """Tokens of prompt + response; the prompt is cut from the left, both responses to the same cap."""
+    """Tokens of prompt + response; the prompt is cut from the left, all responses to the same cap."""
     seed: int = 0
     start_from: Literal["base", "live"] = "base"
     """Fresh adapter on base (exact, reproducible), or continue from the live version's adapter."""
@@ -165,6 +170,19 @@ class ProbeSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingFacts:
+    """What a round's record keeps of its report, by the same names: how it trained, beside what came out."""
+
+    layout: str
+    notes: tuple[str, ...]
+    num_truncated: int
+    num_dropped: int
+    num_reference_computed: int
+    num_reference_known: int
+    train_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class RoundReport:
     """`report.json`: what the worker measured. The gate decides on this alone."""
 
@@ -180,7 +198,8 @@ class RoundReport:
     metrics: dict[str, float]
     """Final training metrics, `heldout/…` of the candidate, `live/…` of the live version."""
     heldout_margins: tuple[float, ...]
-    """Reward margin of the candidate on each held-out pair, in file order (0 pairs: empty)."""
+    """Reward margin of the candidate on each held-out pair, in file order (0 pairs: empty); of a ranking that
+    of its best over its worst response."""
     live_margins: tuple[float, ...]
     """The same of the live version; empty when live is base, whose margins are all 0."""
     candidate_probe: ProbeSummary | None
@@ -194,6 +213,11 @@ class RoundReport:
     """Pairs whose reference log-probabilities were computed in this round."""
     num_reference_known: int = 0
     """Pairs whose reference log-probabilities an earlier round had kept."""
+
+    @property
+    def facts(self) -> TrainingFacts:
+        """The part that the round's record keeps as it is."""
+        return TrainingFacts(**{name: getattr(self, name) for name in TrainingFacts.__dataclass_fields__})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Token ids of pairs, and their layout for one forward pass.
+"""Token ids of pairs and rankings, and their layout for one forward pass.
 
 The layout here is the plain one: a row per response, padded on the right. Everything that scores
 responses reads only `Batch`, so another layout (`packing`) is another function returning one. The shift by
@@ -29,22 +29,30 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True)
 class TokenPair:
-    """A preference pair in token ids."""
+    """A preference pair in token ids, or a ranking: its best and its worst response, and those between."""
 
     prompt: tuple[int, ...]
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
     chosen_probability: float = 1.0
-    """That the chosen response is the better one; its loss is weighed by it (`losses`)."""
+    """That the chosen response is the better one; its loss is weighed by it (`losses`). 1 for a ranking of
+    more than two."""
+    between: tuple[tuple[int, ...], ...] = ()
+    """Responses worse than the chosen and better than the rejected one, best first; empty for a pair."""
 
     @property
-    def sequences(self) -> tuple[TokenSequence, TokenSequence]:
-        """Chosen, then rejected."""
-        return TokenSequence(self.prompt, self.chosen), TokenSequence(self.prompt, self.rejected)
+    def responses(self) -> tuple[tuple[int, ...], ...]:
+        """Best to worst."""
+        return (self.chosen, *self.between, self.rejected)
+
+    @property
+    def sequences(self) -> tuple[TokenSequence, ...]:
+        """One for each response, best to worst."""
+        return tuple(TokenSequence(self.prompt, response) for response in self.responses)
 
     def __len__(self) -> int:
-        """Tokens of the longer of its two sequences."""
-        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+        """Tokens of the longest of its sequences."""
+        return len(self.prompt) + max(map(len, self.responses))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,22 +133,38 @@ def pad_sequences(sequences: Sequence[TokenSequence], device: torch.device) -> B
 
 
 def pad_pairs(pairs: Sequence[TokenPair], device: torch.device) -> Batch:
-    """Sequences in the order chosen₀, rejected₀, chosen₁, rejected₁, …"""
+    """Sequences pair after pair, each best to worst: chosen₀, rejected₀, chosen₁, rejected₁, …"""
     return pad_sequences([sequence for pair in pairs for sequence in pair.sequences], device)
 
 
-def plan_micro_batches(sizes: Sequence[int], max_tokens: int, *, rows_each: int = 1) -> list[list[int]]:
+def plan_micro_batches(widths: Sequence[int], rows: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Group item indices, longest first, so that no group's padded size exceeds `max_tokens`.
 
-    An item takes `rows_each` rows of its size. Sorting keeps padding small; longest first lets memory
+    Item i takes `rows[i]` rows of `widths[i]` tokens. Sorting keeps padding small; longest first lets memory
     run out at once rather than at the end. An item too large by itself still gets its own group.
     """
-    order = sorted(range(len(sizes)), key=lambda index: (-sizes[index], index))
+    order = sorted(range(len(widths)), key=lambda index: (-widths[index], index))
     groups: list[list[int]] = []
+    num_rows = 0
     for index in order:
-        # Items come in descending size, so a group's width is that of its first item.
-        if groups and (len(groups[-1]) + 1) * rows_each * sizes[groups[-1][0]] <= max_tokens:
+        num_rows += rows[index]
+        # Items come in descending width, so a group's width is that of its first item.
+        if groups and num_rows * widths[groups[-1][0]] <= max_tokens:
             groups[-1].append(index)
         else:
             groups.append([index])
+            num_rows = rows[index]
     return groups
+
+
+def most_responses(pairs: Sequence[TokenPair]) -> int:
+    """Of one of them: the columns that a tensor of them needs. 2 for no pairs."""
+    return max((len(pair.responses) for pair in pairs), default=2)
+
+
+def response_lengths(pairs: Sequence[TokenPair]) -> Tensor:
+    """(pairs, most responses) float64: response tokens, best to worst; 0 where a pair has no response."""
+    rows = torch.zeros(len(pairs), most_responses(pairs), dtype=torch.float64)
+    for row, pair in zip(rows, pairs, strict=True):
+        row[: len(pair.responses)] = torch.tensor([len(response) for response in pair.responses])
+    return rows

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dpo_studio.domain.round import TrainSettings
-from dpo_studio.dpo.batches import TokenPair
+from dpo_studio.dpo.batches import TokenPair, most_responses, response_lengths
 from dpo_studio.dpo.failures import TrainingCancelled
 from dpo_studio.dpo.layouts import PADDED, Layout, pair_logps
 from dpo_studio.dpo.logps import ResponseScorer
@@ -28,8 +28,9 @@ def score_pairs(
     should_stop: Callable[[], bool] = lambda: False,
     on_scored: Callable[[int], None] = lambda _: None,
 ) -> Tensor:
-    """Summed log-probabilities of every pair: (pairs, 2) float64 on the CPU, chosen and rejected.
+    """Summed log-probabilities of every pair: (pairs, most responses) float64 on the CPU, best to worst.
 
+    0 where a pair has fewer responses than another; two columns, chosen and rejected, when all are pairs.
     `on_scored` is told how many pairs of this process's share are done. Raises TrainingCancelled.
     """
     world = world or World()
@@ -37,7 +38,7 @@ def score_pairs(
     share = list(world.share(range(len(pairs))))
 
     def score(groups: list[list[int]]) -> Tensor:
-        logps = torch.zeros(len(pairs), 2, dtype=torch.float64)
+        logps = torch.zeros(len(pairs), most_responses(pairs), dtype=torch.float64)
         num_scored = 0
         for group in groups:
             # Among several processes only the agreement below may end this: the others would wait.
@@ -45,7 +46,7 @@ def score_pairs(
                 raise TrainingCancelled
             rows = [share[index] for index in group]
             scored = pair_logps(scorer, [pairs[row] for row in rows], layout, tail_weight=tail_weight)
-            logps[rows] = scored.cpu()
+            logps[rows, : scored.shape[1]] = scored.cpu()
             num_scored += len(group)
             on_scored(num_scored)
         return logps
@@ -61,7 +62,7 @@ def score_pairs(
 def evaluate(
     policy: Tensor, reference: Tensor, pairs: Sequence[TokenPair], settings: TrainSettings
 ) -> dict[str, float]:
-    """Loss and preference metrics from scored log-probabilities, both (pairs, 2). Empty for no pairs.
+    """Loss and preference metrics from log-probabilities as `score_pairs` gives them. Empty for no pairs.
 
     The loss is the preference loss alone, without the SFT term: ln 2 means "no better than the reference".
     """
@@ -73,11 +74,6 @@ def evaluate(
         "loss": float(losses.mean()),
         **preference_metrics(policy, reference, lengths, beta=settings.beta),
     }
-
-
-def response_lengths(pairs: Sequence[TokenPair]) -> Tensor:
-    """(pairs, 2) float64: response tokens, chosen and rejected."""
-    return torch.tensor([[len(pair.chosen), len(pair.rejected)] for pair in pairs], dtype=torch.float64)
 
 
 def chosen_probabilities(pairs: Sequence[TokenPair]) -> Tensor | None:

@@ -2,15 +2,16 @@
 
 `PREFIX_SHARED` stores a pair as [prompt, chosen, rejected] in one packed row, `PACKED` as two whole
 sequences in one packed row, `PADDED` as two padded rows under the model's own attention, which every
-architecture supports. Log-probabilities that are compared must come from one layout: in half precision
-another order of sums moves them by more than early margins.
+architecture supports; a ranking takes more responses, sequences or rows. Log-probabilities that are compared
+must come from one layout: in half precision another order of sums moves them by more than early margins.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from dpo_studio.dpo.batches import Batch, TokenPair, pad_pairs, plan_micro_batches
 from dpo_studio.dpo.logps import ResponseScorer
@@ -20,40 +21,49 @@ VERSION = 1
 """Part of the key of cached log-probabilities: raise it when a change here moves them."""
 
 
+class Size(NamedTuple):
+    """What planning counts of a pair."""
+
+    rows: int
+    """Of a padded batch; 1 where all pairs share one row."""
+    tokens: int
+    """Of each of its rows."""
+
+
 class Layout(Protocol):
     """Which pairs go together, and where their tokens stand."""
 
     @property
     def name(self) -> str: ...
 
-    def size(self, pair: TokenPair) -> int:
+    def size(self, pair: TokenPair) -> Size:
         """What `plan` and `num_tokens` count of a pair."""
         ...
 
-    def plan(self, sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
+    def plan(self, sizes: Sequence[Size], max_tokens: int) -> list[list[int]]:
         """Groups of indices; only a group of one pair may process more than `max_tokens`."""
         ...
 
-    def num_tokens(self, sizes: Sequence[int]) -> int:
+    def num_tokens(self, sizes: Sequence[Size]) -> int:
         """Tokens the model processes, padding included, for one group of pairs of these sizes."""
         ...
 
     def lay_out(self, pairs: Sequence[TokenPair], device: torch.device) -> Batch:
-        """Sequences in the order chosen₀, rejected₀, chosen₁, …"""
+        """Sequences in the order of `pad_pairs`."""
         ...
 
 
 class _PrefixShared:
     name = "prefix-shared"
 
-    def size(self, pair: TokenPair) -> int:
-        return len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
+    def size(self, pair: TokenPair) -> Size:
+        return Size(1, len(pair.prompt) + sum(map(len, pair.responses)))
 
-    def plan(self, sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
-        return plan_bins(sizes, max_tokens)
+    def plan(self, sizes: Sequence[Size], max_tokens: int) -> list[list[int]]:
+        return plan_bins([size.tokens for size in sizes], max_tokens)
 
-    def num_tokens(self, sizes: Sequence[int]) -> int:
-        return sum(sizes)
+    def num_tokens(self, sizes: Sequence[Size]) -> int:
+        return sum(size.tokens for size in sizes)
 
     def lay_out(self, pairs: Sequence[TokenPair], device: torch.device) -> Batch:
         return share_prefixes(pairs, device)
@@ -62,8 +72,8 @@ class _PrefixShared:
 class _Packed(_PrefixShared):
     name = "packed"
 
-    def size(self, pair: TokenPair) -> int:
-        return 2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
+    def size(self, pair: TokenPair) -> Size:
+        return Size(1, sum(map(len, pair.sequences)))
 
     def lay_out(self, pairs: Sequence[TokenPair], device: torch.device) -> Batch:
         return pack_pairs(pairs, device)
@@ -72,14 +82,14 @@ class _Packed(_PrefixShared):
 class _Padded:
     name = "padded"
 
-    def size(self, pair: TokenPair) -> int:
-        return len(pair)
+    def size(self, pair: TokenPair) -> Size:
+        return Size(len(pair.responses), len(pair))
 
-    def plan(self, sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
-        return plan_micro_batches(sizes, max_tokens, rows_each=2)
+    def plan(self, sizes: Sequence[Size], max_tokens: int) -> list[list[int]]:
+        return plan_micro_batches([size.tokens for size in sizes], [size.rows for size in sizes], max_tokens)
 
-    def num_tokens(self, sizes: Sequence[int]) -> int:
-        return 2 * len(sizes) * max(sizes)
+    def num_tokens(self, sizes: Sequence[Size]) -> int:
+        return sum(size.rows for size in sizes) * max(size.tokens for size in sizes)
 
     def lay_out(self, pairs: Sequence[TokenPair], device: torch.device) -> Batch:
         return pad_pairs(pairs, device)
@@ -95,16 +105,21 @@ LADDER: tuple[Layout, ...] = (PREFIX_SHARED, PACKED, PADDED)
 def pair_logps(
     scorer: ResponseScorer, pairs: Sequence[TokenPair], layout: Layout, *, tail_weight: float = 1.0
 ) -> Tensor:
-    """(pairs, 2) float64: summed log-probabilities of chosen and rejected. Gradients flow to the model.
+    """(pairs, most responses) float64: summed log-probabilities, best to worst. Gradients flow to the model.
 
-    tail_weight: factor on what the longer response has beyond the length of the shorter one; 1 for the
+    0 where a pair has fewer responses than another; two columns, chosen and rejected, when all are pairs.
+
+    tail_weight: factor on what a response has beyond the length of the shortest to its prompt; 1 for the
     plain sum, less for length desensitisation (LD-DPO, Liu et al. 2024, arXiv 2409.06411, eq. 10).
     """
     device = next(scorer.model.parameters()).device
     batch = layout.lay_out(pairs, device)
+    counts = [len(pair.responses) for pair in pairs]
     if tail_weight == 1.0:
-        return scorer.sequence_logps(batch).view(-1, 2)
-    shared = [min(len(pair.chosen), len(pair.rejected)) for pair in pairs for _ in range(2)]
-    parts = torch.split(scorer.token_logps(batch).double(), list(batch.lengths))
-    sums = [part[:n].sum() + tail_weight * part[n:].sum() for part, n in zip(parts, shared, strict=True)]
-    return torch.stack(sums).view(-1, 2)
+        logps = scorer.sequence_logps(batch)
+    else:
+        shared = [min(map(len, pair.responses)) for pair in pairs for _ in pair.responses]
+        parts = torch.split(scorer.token_logps(batch).double(), list(batch.lengths))
+        sums = [part[:n].sum() + tail_weight * part[n:].sum() for part, n in zip(parts, shared, strict=True)]
+        logps = torch.stack(sums)
+    return pad_sequence(list(torch.split(logps, counts)), batch_first=True)

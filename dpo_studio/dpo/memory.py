@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 
 from dpo_studio.dpo.failures import TrainingFailed
-from dpo_studio.dpo.layouts import PADDED, Layout
+from dpo_studio.dpo.layouts import PADDED, Layout, Size
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ class MemoryBudget:
 
     def run(
         self,
-        sizes: Sequence[int],
+        sizes: Sequence[Size],
         work: Callable[[list[list[int]]], T],
         *,
         layout: Layout = PADDED,

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from dpo_studio.dpo.batches import TokenPair, TokenSequence, pad_sequences
+from dpo_studio.dpo.batches import TokenPair, TokenSequence, most_responses, pad_sequences
 from dpo_studio.dpo.failures import TrainingFailed
 from dpo_studio.dpo.fused_head import chunk_tokens_for
 from dpo_studio.dpo.layouts import Layout
@@ -32,6 +33,8 @@ _STATES_EACH = 3
 # Float32 copies of one chunk of logits that live at once.
 _HEAD_COPIES = 3
 _GB = 1e9
+# Of a parameter in NF4: 4 bits, a byte of scale for each 64, four bytes of its scale for each 256 of those.
+_NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +53,21 @@ class MemoryEstimate:
     """Kept for the backward pass, per token of a micro-batch."""
     per_token_recomputed: int
     """The same with gradient checkpointing; equal where the model has none."""
+    unpacked: int = 0
+    """The largest layer of a 4-bit model while it is multiplied with."""
+    nf4_saves: int = 0
+    """What would be free if the model were held in 4 bits; 0 where that is not offered."""
 
     def total(self, tokens: int, *, is_recomputing: bool) -> int:
         """For micro-batches of so many tokens."""
         each = self.per_token_recomputed if is_recomputing else self.per_token
         head = self.head_per_token * min(tokens, self.head_tokens)
-        return self.optimizer + head + tokens * each
+        return self.optimizer + self.unpacked + head + tokens * each
 
     def most_tokens(self, free: int, *, is_recomputing: bool) -> int:
         """The largest micro-batch that fits; 0 or less when none does."""
         each = self.per_token_recomputed if is_recomputing else self.per_token
-        rest = free - self.optimizer
+        rest = free - self.optimizer - self.unpacked
         within_a_chunk = rest // (each + self.head_per_token)
         if within_a_chunk < self.head_tokens:
             return within_a_chunk
@@ -87,7 +94,8 @@ def estimate_memory(model: nn.Module) -> MemoryEstimate:
     if can_recompute(model):
         # One layer at a time has all of its own back.
         recomputed = _saved_per_token(model, is_recomputing=True) + each // num_layers
-    slack = _SLACK.get(next(model.parameters()).device.type, _OTHER_SLACK)
+    device = next(model.parameters()).device.type
+    slack = _SLACK.get(device, _OTHER_SLACK)
     return MemoryEstimate(
         weights=weights,
         optimizer=_STATES_EACH * trained,
@@ -95,6 +103,8 @@ def estimate_memory(model: nn.Module) -> MemoryEstimate:
         head_tokens=chunk_tokens_for(vocabulary),
         per_token=max(1, round(slack * each)),
         per_token_recomputed=max(1, round(slack * min(each, recomputed))),
+        unpacked=_largest_unpacked(model),
+        nf4_saves=_nf4_saves(model) if device == "cuda" else 0,
     )
 
 
@@ -120,7 +130,8 @@ def fit_budget(
         fitting = estimate.most_tokens(free, is_recomputing=True)
         budget.is_recomputing = True
     if fitting < longest:
-        raise TrainingFailed(_refusal(estimate, free, longest, max_length, lora_rank))
+        num_rows = most_responses(pairs)
+        raise TrainingFailed(_refusal(estimate, free, longest, num_rows, max_length, lora_rank))
     budget.max_tokens = min(budget.max_tokens, fitting)
 
 
@@ -134,21 +145,42 @@ def free_bytes(device: torch.device) -> int | None:
     return min(known, default=None)
 
 
-def _refusal(estimate: MemoryEstimate, free: int, longest: int, max_length: int, lora_rank: int) -> str:
+def _refusal(
+    estimate: MemoryEstimate, free: int, longest: int, num_rows: int, max_length: int, lora_rank: int
+) -> str:
     need = estimate.total(longest, is_recomputing=True)
     said = (
         f"Training would take about {need / _GB:.2f} GB beside {estimate.weights / _GB:.2f} GB of weights,"
         f" for a longest pair of {longest} tokens, and {free / _GB:.2f} GB are free; "
     )
+    offers = []
     tokens = estimate.most_tokens(free, is_recomputing=True)
-    # In every layout a pair takes at most two sequences.
-    if tokens // 2 >= 2:
-        return said + f"a max_length of {min(tokens // 2, max_length - 1)} would fit"
     rest = free - estimate.total(4, is_recomputing=True) + estimate.optimizer
     rank = lora_rank * rest // max(1, estimate.optimizer)
-    if rank >= 1:
-        return said + f"a lora_rank of {min(rank, lora_rank - 1)} and short pairs would fit"
-    return said + "use a smaller model or free memory"
+    # In every layout a pair takes at most two sequences, and a ranking one for each of its responses.
+    if tokens // num_rows >= 2:
+        offers.append(f"a max_length of {min(tokens // num_rows, max_length - 1)}")
+    elif rank >= 1:
+        offers.append(f"a lora_rank of {min(rank, lora_rank - 1)} and short pairs")
+    if need <= free + estimate.nf4_saves:
+        offers.append("--dtype nf4 (the model in 4 bits)")
+    return said + (f"{' or '.join(offers)} would fit" if offers else "use a smaller model or free memory")
+
+
+def _largest_unpacked(model: nn.Module) -> int:
+    """Bytes of the largest 4-bit layer's weights as its products see them."""
+    states = [getattr(p, "quant_state", None) for p in model.parameters()]
+    return max((s.shape.numel() * s.dtype.itemsize for s in states if s is not None), default=0)
+
+
+def _nf4_saves(model: nn.Module) -> int:
+    """Bytes that the linear layers, but the head, would give back, less the largest one unpacked again."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    linear = [m.weight for m in model.modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
+    frozen = [w for w in linear if not w.requires_grad and w.is_floating_point()]
+    whole = [(w.numel(), w.element_size()) for w in frozen]
+    saved = sum(count * (size - _NF4_BYTES) for count, size in whole)
+    return max(0, int(saved - max((count * size for count, size in whole), default=0)))
 
 
 def _saved_per_token(model: nn.Module, *, is_recomputing: bool) -> int:

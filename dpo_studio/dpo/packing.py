@@ -2,8 +2,8 @@
 
 A row is a run of segments. A segment is causal in itself and may first see a prefix: an earlier segment of
 the same row. Prefix-shared, a pair is [prompt, chosen, rejected] with the prompt stored once and both
-responses behind it at the same positions; packed, it is two whole sequences. No token of one pair ever
-sees another pair, and nothing is padded.
+responses behind it at the same positions; packed, it is two whole sequences. A ranking of more responses is
+the same with more of them. No token of one pair ever sees another pair, and nothing is padded.
 """
 
 from collections.abc import Sequence
@@ -33,17 +33,17 @@ def plan_bins(sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 
 def share_prefixes(pairs: Sequence[TokenPair], device: torch.device) -> Batch:
-    """One row [prompt, chosen, rejected | …]. Sequences in the order chosen₀, rejected₀, chosen₁, …
+    """One row [prompt, chosen, rejected | …]. Sequences in the order of `pad_pairs`.
 
-    The first token of either response is predicted at the prompt's last position.
+    The first token of every response is predicted at the prompt's last position.
     Raises ValueError for an empty part.
     """
     row = _Row()
     for number, pair in enumerate(pairs):
-        if not pair.prompt or not pair.chosen or not pair.rejected:
-            raise ValueError(f"pair {number}: expected prompt, chosen and rejected tokens, found none of one")
+        if not pair.prompt or not all(pair.responses):
+            raise ValueError(f"pair {number}: expected tokens of prompt and responses, found none of one")
         prompt = row.add(pair.prompt)
-        for response in (pair.chosen, pair.rejected):
+        for response in pair.responses:
             start = row.add(response, behind=prompt).start
             row.score(response, at=[prompt.end - 1, *range(start, start + len(response) - 1)])
     return row.batch(device)
@@ -61,7 +61,7 @@ def pack_sequences(sequences: Sequence[TokenSequence], device: torch.device) -> 
 
 
 def pack_pairs(pairs: Sequence[TokenPair], device: torch.device) -> Batch:
-    """Sequences in the order chosen₀, rejected₀, chosen₁, rejected₁, …; every prompt stored twice."""
+    """Sequences in the order of `pad_pairs`; a prompt is stored once for every response to it."""
     return pack_sequences([sequence for pair in pairs for sequence in pair.sequences], device)
 
 

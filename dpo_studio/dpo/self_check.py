@@ -2,9 +2,10 @@
 
 An architecture whose attention the packed layouts do not understand gives wrong log-probabilities without
 an error. So two pairs, one of them the longest there is (hence longer than any sliding window that can
-matter), are scored in the layout and by the model's own padded attention: log-probabilities and gradients
-must agree. The adapter is perturbed for this, because a fresh one changes nothing and would hide mistakes
-in its gradient; afterwards the model is what it was, bit by bit.
+matter), and where there are rankings one with the most responses, are scored in the layout and by the model's
+own padded attention: log-probabilities and gradients must agree. The adapter is perturbed for this, because a
+fresh one changes nothing and would hide mistakes in its gradient; afterwards the model is what it was, bit
+by bit.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dpo_studio.dpo.batches import Batch, TokenPair, TokenSequence, pad_sequences
-from dpo_studio.dpo.layouts import LADDER, Layout, pair_logps
+from dpo_studio.dpo.batches import Batch, TokenPair, TokenSequence, most_responses, pad_sequences
+from dpo_studio.dpo.layouts import LADDER, Layout
 from dpo_studio.dpo.logps import ResponseScorer
 from dpo_studio.dpo.memory import is_out_of_memory
 from dpo_studio.dpo.segment_attention import UnsupportedAttention
@@ -29,8 +30,8 @@ _HALF_NATS = 0.5
 _HALF_GRADIENT = 0.1
 _TIMES_NOISE = 4.0
 _PERTURBATION = 0.02
-# Unequal, so that errors of the four responses cannot cancel in the gradient.
-_WEIGHTS = (1.0, -0.7, 0.45, -0.3)
+# Weights fall so slowly that the last of many responses still counts.
+_WEIGHT_FALL = 0.4
 # Kinds of layers that attend; anything else (linear attention, state spaces) runs over the row's borders.
 _ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention"})
 
@@ -89,9 +90,16 @@ def choose_layout(
 
 
 def _sample(pairs: Sequence[TokenPair]) -> list[TokenPair]:
-    """The longest pair, then the shortest: a row with a border in it. A single pair stands for both."""
+    """The longest pair, then the shortest: a row with a border in it. A single pair stands for both.
+
+    Then the shortest of those with the most responses, if those two have fewer.
+    """
     ordered = sorted(pairs, key=len)
-    return [ordered[-1], ordered[0]]
+    ends = [ordered[-1], ordered[0]]
+    most = most_responses(ordered)
+    if most_responses(ends) < most:
+        ends.append(next(pair for pair in ordered if len(pair.responses) == most))
+    return ends
 
 
 def _unsupported_layers(model: nn.Module) -> str:
@@ -109,14 +117,16 @@ def _padded_truth(
     A pair at a time: the longest one alone is as much as training will have to hold.
     """
     device = next(scorer.model.parameters()).device
-    expected = _measure(scorer, [truth.lay_out([pair], device) for pair in sample])
+    counts = [len(pair.responses) for pair in sample]
+    expected = _measure(scorer, [truth.lay_out([pair], device) for pair in sample], counts)
     if not _is_half(scorer.model):
         return expected, None
-    return expected, _measure(scorer, [pad_sequences(_with_padding(pair), device) for pair in sample])
+    padded = [pad_sequences(_with_padding(pair), device) for pair in sample]
+    return expected, _measure(scorer, padded, counts)
 
 
 def _with_padding(pair: TokenPair) -> list[TokenSequence]:
-    """Its sequences, and one that is longer than both."""
+    """Its sequences, and one that is longer than all of them."""
     longest = max(pair.sequences, key=len)
     wider = TokenSequence(longest.prompt, (*longest.response, *longest.response[:1] * 17))
     return [*pair.sequences, wider]
@@ -131,7 +141,8 @@ def _compare(
 ) -> str:
     """Why `layout` does not do, as the end of a sentence; empty when it does."""
     try:
-        found = _finish(scorer, pair_logps(scorer, sample, layout).flatten())
+        device = next(scorer.model.parameters()).device
+        found = _finish(scorer, scorer.sequence_logps(layout.lay_out(sample, device)))
     except UnsupportedAttention as error:
         return str(error)
     except (RuntimeError, MemoryError, ValueError, TypeError, IndexError) as error:
@@ -153,21 +164,27 @@ def _compare(
     return ""
 
 
-def _measure(scorer: ResponseScorer, batches: Sequence[Batch]) -> _Measured:
-    """One batch for each pair, its first two sequences the pair's."""
-    parts = []
-    for number, batch in enumerate(batches):
-        logps = scorer.sequence_logps(batch)[:2]
-        parts.append(_finish(scorer, logps, _WEIGHTS[2 * number : 2 * number + 2]))
+def _measure(scorer: ResponseScorer, batches: Sequence[Batch], counts: Sequence[int]) -> _Measured:
+    """One batch for each pair; `counts` says how many of its sequences, the first, are the pair's."""
+    parts: list[_Measured] = []
+    for batch, count in zip(batches, counts, strict=True):
+        logps = scorer.sequence_logps(batch)[:count]
+        parts.append(_finish(scorer, logps, first=sum(len(part.logps) for part in parts)))
     return _Measured(
         torch.cat([part.logps for part in parts]), torch.stack([part.gradient for part in parts]).sum(0)
     )
 
 
-def _finish(scorer: ResponseScorer, logps: Tensor, weights: Sequence[float] = _WEIGHTS) -> _Measured:
-    """The gradient of the weighted sum, without touching the parameters' own gradients."""
+def _finish(scorer: ResponseScorer, logps: Tensor, *, first: int = 0) -> _Measured:
+    """The gradient of the weighted sum, without touching the parameters' own gradients.
+
+    first: how many responses of the sample come before these.
+    """
     parameters = [p for p in scorer.model.parameters() if p.requires_grad]
-    weighted = (logps * torch.tensor(weights, dtype=logps.dtype, device=logps.device)).sum()
+    numbers = torch.arange(first, first + len(logps), dtype=logps.dtype, device=logps.device)
+    # Unequal, so that errors of two responses cannot cancel in the gradient.
+    weights = (1 - 2 * (numbers % 2)) / (1 + _WEIGHT_FALL * numbers)
+    weighted = (logps * weights).sum()
     gradients = torch.autograd.grad(weighted, parameters, allow_unused=True)
     flat = [gradient.detach().flatten().double().cpu() for gradient in gradients if gradient is not None]
     return _Measured(logps.detach().cpu(), torch.cat(flat))

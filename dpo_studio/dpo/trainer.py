@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from dpo_studio.domain.round import TrainSettings
-from dpo_studio.dpo.batches import TokenPair
-from dpo_studio.dpo.evaluate import chosen_probabilities, response_lengths
+from dpo_studio.dpo.batches import TokenPair, response_lengths
+from dpo_studio.dpo.evaluate import chosen_probabilities
 from dpo_studio.dpo.failures import TrainingCancelled, TrainingFailed
 from dpo_studio.dpo.layouts import PADDED, Layout, pair_logps
 from dpo_studio.dpo.logps import ResponseScorer
@@ -53,7 +53,7 @@ class Trainer:
         world: World | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """reference: (pairs, 2) float64, summed log-probabilities of the reference on `pairs`.
+        """reference: summed log-probabilities of the reference on `pairs`, as `score_pairs` gives them.
 
         They must come from `layout`, with the settings' `ld_alpha` as their tail weight.
         """
@@ -161,7 +161,9 @@ class Trainer:
                 self._layout,
                 tail_weight=self._settings.ld_alpha,
             )
-            reference, lengths = self._reference[group], self._lengths[group]
+            # The widest ranking of the group may be narrower than that of all pairs.
+            columns = slice(policy.shape[1])
+            reference, lengths = self._reference[group, columns], self._lengths[group, columns]
             probabilities = None if self._probabilities is None else self._probabilities[group]
             losses = preference_losses(policy - reference, self._settings, lengths, probabilities)
             if self._settings.sft_weight:

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from dpo_studio import starter
 from dpo_studio.errors import ModelError
 from dpo_studio.modeling.chat_format import ChatFormat
+from dpo_studio.modeling.nf4 import NF4, nf4_config, refuse_quantised, settle
 from dpo_studio.modeling.weights import WeightFiles, inspect_weights, weights_sha256
 
 STARTER = "starter"
@@ -39,8 +40,12 @@ class BaseModel:
     tokenizer_sha256: str
     device: torch.device
     dtype: torch.dtype
+    """Of activations, embeddings and output head."""
+    precision: str
+    """How the weights are held: a dtype's name, or `nf4/` and the name of the dtype they compute in."""
     context_length: int
     num_parameters: int
+    """Of the model as it was trained: one packed in 4 bits has as many."""
 
     def chat_format(self) -> ChatFormat:
         """The format for this model, whose generation config may name further ends of a turn."""
@@ -60,7 +65,8 @@ def load_base(
     """Load `source`. `chat_template` is a template's text, or the path of a file with one.
 
     dtype "auto": on CUDA bfloat16 where the device has it, else float16; on CPU float32 when the file is
-    float32 or the model has at most 1B parameters, else bfloat16. Raises ModelError with one sentence.
+    float32 or the model has at most 1B parameters, else bfloat16. "nf4": linear layers in 4 bits, computing
+    in bfloat16 or float16 on CUDA as above, in float32 on CPU. Raises ModelError with one sentence.
     """
     report = on_progress or _ignore
     report(0.02, f"Looking for {source}")
@@ -68,10 +74,11 @@ def load_base(
     weights = inspect_weights(folder)
     place = _choose_device(device)
     kind = _choose_dtype(dtype, place, weights)
+    name = str(kind).removeprefix("torch.")
     report(0.1, "Reading the tokenizer")
     tokenizer = _load_tokenizer(folder, chat_template)
     report(0.2, f"Loading {weights.num_parameters / 1e6:.1f}M weights")
-    model = _load_model(folder, kind, place)
+    model = _load_model(folder, kind, place, is_nf4=dtype == NF4)
     report(0.8, "Checking the weights")
     base = BaseModel(
         model=model,
@@ -81,8 +88,9 @@ def load_base(
         tokenizer_sha256=_tokenizer_sha256(tokenizer),
         device=place,
         dtype=kind,
+        precision=f"{NF4}/{name}" if dtype == NF4 else name,
         context_length=_context_length(model.config, tokenizer),
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=model.num_parameters(),
     )
     base.chat_format()
     report(0.9, "Loaded")
@@ -135,13 +143,13 @@ def _choose_device(device: str) -> torch.device:
 
 
 def _choose_dtype(dtype: str, device: torch.device, weights: WeightFiles) -> torch.dtype:
-    if dtype != "auto":
+    if dtype not in ("auto", NF4):
         if dtype not in _DTYPES:
-            raise ModelError(f"dtype: expected auto or one of {sorted(_DTYPES)}, found {dtype!r}")
+            raise ModelError(f"dtype: expected auto, nf4 or one of {sorted(_DTYPES)}, found {dtype!r}")
         return _DTYPES[dtype]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if weights.dtype == "float32" or weights.num_parameters <= _SMALL_MODEL:
+    if dtype == NF4 or weights.dtype == "float32" or weights.num_parameters <= _SMALL_MODEL:
         return torch.float32
     return torch.bfloat16
 
@@ -174,19 +182,26 @@ def _template_text(chat_template: str) -> str:
         ) from error
 
 
-def _load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+def _load_model(folder: Path, dtype: torch.dtype, device: torch.device, *, is_nf4: bool) -> Any:
     options: dict[str, Any] = {"trust_remote_code": False}
-    if device.type != "cpu":
-        # Weights go straight to the device instead of through a second copy in memory.
+    if is_nf4:
+        options["quantization_config"] = nf4_config(dtype)
+    if is_nf4 or device.type != "cpu":
+        # Weights go straight to the device instead of through a second copy in memory. Without a map, 4-bit
+        # ones would go to a CUDA device, wanted or not.
         options["device_map"] = {"": device}
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        refuse_quantised(config, folder, is_nf4=is_nf4)
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
+    except ModelError:
+        raise
     except torch.OutOfMemoryError as error:
+        smaller = "a smaller model" if is_nf4 else "a smaller model, --dtype nf4 (4 bits)"
         raise ModelError(
-            f"model: expected {folder} to fit on {device}, found too little memory; choose a smaller model "
+            f"model: expected {folder} to fit on {device}, found too little memory; choose {smaller} "
             "or another --device"
         ) from error
     except Exception as error:  # foreign files can make the loader raise anything
@@ -200,6 +215,8 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
             f"model: expected all weights in {folder}, found {len(absent)} missing or of another shape, "
             f"{absent[0]} first; fetch the model again"
         )
+    if is_nf4:
+        settle(model, folder)
     model.requires_grad_(False)
     return model.eval()
 

@@ -22,7 +22,7 @@ import dpo_studio
 from dpo_studio.domain.codec import from_json
 from dpo_studio.domain.round import RoundReport, StepProgress
 from dpo_studio.errors import BadInput, StorageError
-from dpo_studio.files import read_json, write_bytes
+from dpo_studio.files import read_json, sha256_of_tree, write_bytes
 from dpo_studio.paths import RoundPaths
 from dpo_studio.rounds.priority import NicenessWatchdog
 from dpo_studio.rounds.process_identity import ProcessIdentity, identify, kill_group
@@ -62,6 +62,9 @@ class WorkerOutcome:
     """Empty when ok; else one sentence for people."""
     report: RoundReport | None = None
     """Present when ok."""
+
+
+CANCELLED = WorkerOutcome("cancelled", "The round was cancelled")
 
 
 class WorkerProcess:
@@ -112,9 +115,7 @@ class WorkerProcess:
         if not self._is_cancelled:
             self._is_cancelled = True
             self._term_at = time.monotonic() + self._settings.cancel_grace_s
-            # On a full disk the file cannot be made; the signal then asks instead.
-            with contextlib.suppress(OSError):
-                write_bytes(self._paths.cancel, b"")
+            ask_to_stop(self._paths)
 
     async def wait(self, on_progress: Callable[[StepProgress], None]) -> WorkerOutcome:
         """Watch the worker until it has ended, passing on what it reports.
@@ -160,8 +161,8 @@ class WorkerProcess:
             kill_group(self.pid, signal.SIGKILL)
 
     def _outcome(self, exit_code: int) -> WorkerOutcome:
-        if self._is_cancelled or (exit_code == EXIT_CANCELLED and not self._is_hung):
-            return WorkerOutcome("cancelled", "The round was cancelled")
+        if self._is_cancelled or self._paths.cancel.exists():
+            return CANCELLED
         if self._is_hung:
             return WorkerOutcome(
                 "hung",
@@ -169,6 +170,9 @@ class WorkerProcess:
             )
         if exit_code < 0:
             return WorkerOutcome("killed", _killed_by(-exit_code))
+        if exit_code == EXIT_CANCELLED:
+            # Nobody here asked it to: the machine goes down, or someone ended the process from outside.
+            return WorkerOutcome("killed", "The training process was told to end by a signal from outside")
         report = _read_report(self._paths.report)
         if report is None:
             return WorkerOutcome(
@@ -179,6 +183,25 @@ class WorkerProcess:
             reason = report.reason or f"The training process ended with exit code {exit_code}; see train.log"
             return WorkerOutcome("failed", reason)
         return WorkerOutcome("ok", "", report)
+
+
+def ask_to_stop(paths: RoundPaths) -> None:
+    """Leave word in a round's folder that its training is to stop; it is still there after a crash."""
+    # On a full disk the file cannot be made; the signal then asks instead.
+    with contextlib.suppress(OSError):
+        write_bytes(paths.cancel, b"")
+
+
+def finished_before(paths: RoundPaths) -> WorkerOutcome | None:
+    """What an earlier worker left whole, if it came to its end and the studio died before taking it."""
+    report = _read_report(paths.report)
+    if report is None or not report.ok or not report.adapter_sha256:
+        return None
+    try:
+        is_whole = sha256_of_tree(paths.adapter) == report.adapter_sha256
+    except OSError:
+        return None
+    return WorkerOutcome("ok", "", report) if is_whole else None
 
 
 async def _start_process(paths: RoundPaths, settings: LaunchSettings) -> asyncio.subprocess.Process:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,16 @@ def reap_orphan(pid: int, started: float, boot_id: str) -> bool:
     if identify(pid) != ProcessIdentity(pid, started, boot_id):
         return False
     kill_group(pid, signal.SIGKILL)
+    return True
+
+
+def has_ended(who: ProcessIdentity, *, timeout_s: float) -> bool:
+    """Whether that very process is gone, after waiting for it. A killed one may linger in the kernel."""
+    deadline = time.monotonic() + timeout_s
+    while identify(who.pid) == who:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
     return True
 
 

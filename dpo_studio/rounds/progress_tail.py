@@ -8,13 +8,20 @@ from dpo_studio.domain.round import StepProgress
 from dpo_studio.errors import BadInput
 
 
+def steps_until(path: Path, last: int) -> list[StepProgress]:
+    """The steps up to step `last` that workers took, in order; of one taken anew, the newest line."""
+    _, news = ProgressTail(path, from_start=True).read()
+    by_number = {found.step: found for found in news if found.metrics and found.step <= last}
+    return [by_number[number] for number in sorted(by_number)]
+
+
 class ProgressTail:
     """Reads what was appended since the last read. A torn last line waits for its rest."""
 
-    def __init__(self, path: Path) -> None:
-        """Starts at the present end of the file; the file need not exist yet."""
+    def __init__(self, path: Path, *, from_start: bool = False) -> None:
+        """Starts at the present end of the file, if not `from_start`; the file need not exist yet."""
         self._path = path
-        self._offset = path.stat().st_size if path.exists() else 0
+        self._offset = path.stat().st_size if path.exists() and not from_start else 0
         self._last: StepProgress | None = None
 
     def read(self) -> tuple[int, list[StepProgress]]:

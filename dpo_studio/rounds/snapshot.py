@@ -59,9 +59,16 @@ def dataset_hash(train_sha256: str, heldout_sha256: str) -> str:
 
 
 def pair_to_row(pair: PreferencePair) -> dict[str, Any]:
-    """One line of a snapshot: TRL's conversational format, the sampled ids and where it came from."""
+    """One line of a snapshot: TRL's conversational format, the sampled ids and where it came from.
+
+    `between`, only of a ranking: its responses worse than `chosen` and better than `rejected`, best first.
+    """
     # Left out where nobody disagreed, so that such data has the hash it always had.
     doubt = {} if pair.chosen_probability == 1 else {"chosen_probability": pair.chosen_probability}
+    between = [
+        {"role": "assistant", "content": text.text, "ids": text.token_ids, "version": text.version}
+        for text in pair.between
+    ]
     return {
         "pair_id": pair.pair_id,
         "prompt": [{"role": message.role, "content": message.content} for message in pair.messages],
@@ -74,4 +81,5 @@ def pair_to_row(pair: PreferencePair) -> dict[str, Any]:
         "vote_ids": pair.vote_ids,
         "labelers": pair.labelers,
         **doubt,
+        **({"between": between} if between else {}),
     }

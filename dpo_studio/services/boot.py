@@ -4,35 +4,90 @@ import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
+from sqlmodel import Session
+
 from dpo_studio.domain.chat import BASE, Message
+from dpo_studio.domain.round import RoundStatus
 from dpo_studio.errors import ModelError
-from dpo_studio.paths import StoragePaths
+from dpo_studio.paths import RoundPaths, StoragePaths
 from dpo_studio.rounds import registry
-from dpo_studio.rounds.process_identity import reap_orphan
+from dpo_studio.rounds.hindrance import hindrance
+from dpo_studio.rounds.process_identity import ProcessIdentity, has_ended, reap_orphan
+from dpo_studio.services import interruptions
 from dpo_studio.store import audit, prompts, rounds, versions
 from dpo_studio.store.database import Database
+from dpo_studio.store.rounds import RoundRecord
 
 logger = logging.getLogger(__name__)
-INTERRUPTED = "The studio stopped while this round ran; its votes are safe and train in the next round"
+STOPPED = "The studio stopped while this round ran"
+SAFE = "its votes are safe and train in the next round"
+CANCELLED = "Cancelled; the studio stopped before its training did"
+ORPHAN_PATIENCE_S = 10.0
 
 
-def reconcile(database: Database, paths: StoragePaths, *, now: Callable[[], datetime]) -> None:
+def reconcile(
+    database: Database, paths: StoragePaths, *, now: Callable[[], datetime], takes_up: bool = False
+) -> None:
     """Make memory, disk and processes agree with the database after any kind of death.
 
-    Ends workers that outlived their studio (by pid and start time, never by name), marks their rounds
-    interrupted, removes unfinished folders and version folders that no row names.
+    Ends workers that outlived their studio (by pid and start time, never by name), and removes unfinished
+    folders, checkpoints that nobody goes on from, and version folders that no row names.
+
+    takes_up: the round that was cut off goes back to the queue and on from its checkpoint, unless a person
+    had cancelled it, its folder cannot be used, or it was cut off too often. Otherwise it is marked
+    interrupted: a command that needs a studio for seconds is no place to train.
     """
     with database.read() as session:
         left_running = rounds.active_round(session=session)
         named = {record.name for record in versions.list_versions(session=session)}
-    if left_running is not None and (worker := left_running.worker) is not None:
-        reap_orphan(worker.pid, worker.started, worker.boot_id)
     if left_running is not None:
-        # Its round is over; the votes train anew in the next one.
-        paths.round(left_running.number).checkpoint.unlink(missing_ok=True)
-    with database.write() as session:
-        rounds.mark_interrupted(INTERRUPTED, now=now(), session=session)
+        obstacle = _obstacle(left_running, paths)
+        with database.write() as session:
+            if paths.round(left_running.number).cancel.exists():
+                number = left_running.number
+                rounds.set_status(number, RoundStatus.CANCELLED, reason=CANCELLED, now=now(), session=session)
+            elif not takes_up:
+                rounds.mark_interrupted(f"{STOPPED}; {SAFE}", now=now(), session=session)
+            elif why := obstacle or _queue_again(left_running, now(), session):
+                reason = f"{STOPPED} and it could not go on: {why}; {SAFE}"
+                rounds.mark_interrupted(reason, now=now(), session=session)
+    _drop_checkpoints(database, paths)
     registry.sweep(paths, named=named)
+
+
+def _obstacle(left_running: RoundRecord, paths: StoragePaths) -> str:
+    """Why the round cannot go on, as the end of a sentence; empty when it can. Ends its worker."""
+    if (worker := left_running.worker) is not None:
+        reap_orphan(worker.pid, worker.started, worker.boot_id)
+        who = ProcessIdentity(worker.pid, worker.started, worker.boot_id)
+        if not has_ended(who, timeout_s=ORPHAN_PATIENCE_S):
+            return "its training process cannot be ended"
+    if left_running.version is not None:
+        return f"{left_running.version} was published already, and can be promoted by hand"
+    if not left_running.dataset_sha256:
+        return "its data was not written yet"
+    return hindrance(paths.round(left_running.number))
+
+
+def _queue_again(left_running: RoundRecord, now: datetime, session: Session) -> str:
+    """Let the queue have the round; if it was cut off too often, nothing is done and that is the answer."""
+    # One that still waits for its turn was not cut off.
+    if left_running.status is RoundStatus.QUEUED:
+        return ""
+    if not interruptions.put_back(left_running.number, STOPPED, now=now, session=session):
+        return interruptions.TOO_MANY
+    logger.warning("round %d: %s; it goes on", left_running.number, STOPPED)
+    return ""
+
+
+def _drop_checkpoints(database: Database, paths: StoragePaths) -> None:
+    """Remove those of rounds that are over; their votes train anew in the next one."""
+    with database.read() as session:
+        active = rounds.active_round(session=session)
+    kept = None if active is None else paths.round(active.number).checkpoint
+    for checkpoint in paths.rounds.glob(f"*/{RoundPaths(paths.rounds).checkpoint.name}"):
+        if checkpoint != kept:
+            checkpoint.unlink(missing_ok=True)
 
 
 def mend_live_pointer(database: Database, paths: StoragePaths, *, now: Callable[[], datetime]) -> str:

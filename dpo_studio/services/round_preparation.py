@@ -50,10 +50,14 @@ class RoundPreparation:
     def prepare(self, *, trigger: str, until: datetime, settings: TrainSettings) -> int:
         """Queue a round over every eligible pair of votes given before `until`; returns its number.
 
+        Imported rankings of more than two responses are frozen whole for the plackett_luce loss, and as all
+        of their pairs for every other.
+
         Raises Conflict when a round is active, BadInput when there is nothing to train on. The round is
         marked failed, with the reason, when its folder cannot be written.
         """
-        eligible = list(pairs.iterate_pairs(self._database, until=until))
+        whole = settings.loss == "plackett_luce"
+        eligible = list(pairs.iterate_pairs(self._database, until=until, whole_rankings=whole))
         with self._database.read() as session:
             new_pairs = pairs.count_new(until=until, session=session)
         if not eligible:

@@ -1,7 +1,10 @@
 """RoundRunner: takes one queued round through worker, gate, publication and promotion.
 
-The parent, not the worker, writes every status. A worker that dies, hangs or reports nonsense ends its
-round with a reason and touches nothing else; serving goes on with the version that is live.
+The parent, not the worker, writes every status. A worker that hangs, fails or reports nonsense ends its
+round with a reason and touches nothing else; serving goes on with the version that is live. One that was
+killed, or whose studio stops, did nothing wrong: its round goes back to the queue and on from its checkpoint,
+so many times as `interruptions` allows. Never two at once on a folder: the next worker starts when the one
+before is gone, and only under the lease.
 """
 
 import asyncio
@@ -9,6 +12,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime
 
 from sqlmodel import Session
@@ -17,11 +21,20 @@ from dpo_studio import __version__
 from dpo_studio.domain.chat import ChatEngine
 from dpo_studio.domain.codec import from_json
 from dpo_studio.domain.round import RoundJob, RoundReport, RoundStatus, StepProgress, Verdict
-from dpo_studio.errors import Busy, Conflict, StorageError, StudioError
+from dpo_studio.errors import Busy, Conflict, ModelError, StorageError, StudioError
 from dpo_studio.files import read_json
 from dpo_studio.paths import StoragePaths
 from dpo_studio.rounds import gate, registry
-from dpo_studio.rounds.launcher import LaunchSettings, WorkerOutcome, WorkerProcess
+from dpo_studio.rounds.launcher import (
+    CANCELLED,
+    LaunchSettings,
+    WorkerOutcome,
+    WorkerProcess,
+    ask_to_stop,
+    finished_before,
+)
+from dpo_studio.rounds.progress_tail import steps_until
+from dpo_studio.services import interruptions
 from dpo_studio.services.deployment import DeploymentService, wait_until_ready
 from dpo_studio.services.round_lease import RoundLease
 from dpo_studio.store import leases, rounds, versions
@@ -37,6 +50,10 @@ STATUS_OF_OUTCOME = {
 }
 ENGINE_PATIENCE_S = 120.0
 RETRY_S = 2.0
+POLL_S = 0.2
+PAUSE_S = 1.0
+"""Between the death of a worker and the start of the next."""
+STOPPED = "The studio was stopped while this round ran"
 logger = logging.getLogger(__name__)
 
 
@@ -54,7 +71,9 @@ class RoundRunner:
         lease: RoundLease,
         launch: LaunchSettings,
         now: Callable[[], datetime],
+        takes_up: bool = False,
     ) -> None:
+        """takes_up: a round that the studio's stop cuts off waits for its next start, instead of ending."""
         self._database = database
         self._engine = engine
         self._deployment = deployment
@@ -63,11 +82,14 @@ class RoundRunner:
         self._lease = lease
         self._launch = launch
         self._now = now
+        self._takes_up = takes_up
         self._worker: WorkerProcess | None = None
         self._progress: StepProgress | None = None
         self._number: int | None = None
         self._is_cancelled = False
         self._has_trained = False
+        self._is_going_on = False
+        """The round was cut off before, and its training has not gone on yet."""
         # One thread, so that steps are saved in order and no commit holds up the event loop.
         self._scribe = ThreadPoolExecutor(1, thread_name_prefix="round-steps")
 
@@ -82,13 +104,16 @@ class RoundRunner:
     def cancel(self, number: int) -> bool:
         """Ask the worker of a running round to stop within one step; False when it has no worker any more.
 
-        Safe from any thread; a worker that is just being started is stopped as soon as it is there.
+        Safe from any thread; a worker that is just being started is stopped as soon as it is there. The wish
+        is in the round's folder, so that a crash before it is granted makes nothing go on.
         """
         if number != self._number or self._has_trained:
             return False
         self._is_cancelled = True
-        if self._worker is not None:
-            self._worker.cancel()
+        if (worker := self._worker) is not None:
+            worker.cancel()
+        else:
+            ask_to_stop(self._paths.round(number))
         return True
 
     async def run_one(self, number: int, *, is_gate_manual: Callable[[], bool]) -> None:
@@ -96,6 +121,7 @@ class RoundRunner:
         self._number, self._progress = number, None
         self._is_cancelled = self._has_trained = False
         try:
+            await self._wait_for_model(number)
             async with self._lease.held() as hold:
                 outcome = await self._train(number, hold)
                 if outcome.kind == "ok":
@@ -109,13 +135,44 @@ class RoundRunner:
             await self._end(number, RoundStatus.FAILED, "An unexpected error; see the studio's log")
         except asyncio.CancelledError:
             # Shielded: the studio that stops may cancel again, and the mark is to be made all the same.
-            await asyncio.shield(asyncio.to_thread(self._mark_interrupted, number))
+            await asyncio.shield(asyncio.to_thread(self._cut_off, number))
             raise
         finally:
             self._number = self._worker = None
 
+    async def _wait_for_model(self, number: int) -> None:
+        """A round that is taken up may come before the model is there. Raises ModelError for another one."""
+        while not (status := self._engine.status).model_sha256 and status.state not in ("failed", "stopped"):
+            await asyncio.sleep(POLL_S)
+        planned = (await asyncio.to_thread(self._job, number)).model_sha256
+        if status.model_sha256 not in ("", planned):
+            raise ModelError(
+                "The round was begun with other weights than the studio has now; start a new one"
+            )
+
     async def _train(self, number: int, hold: LeaseHold) -> WorkerOutcome:
-        await asyncio.to_thread(self._set_running, number, hold)
+        """The outcome of the last worker: of the one that came to its end, or was killed once too often."""
+        try:
+            while True:
+                await asyncio.to_thread(self._set_running, number, hold)
+                finished = await asyncio.to_thread(finished_before, self._paths.round(number))
+                outcome = finished or await self._work(number)
+                if self._is_cancelled:
+                    return CANCELLED
+                if outcome.kind != "killed":
+                    return outcome
+                if not await asyncio.to_thread(self._put_back, number, hold, outcome.reason):
+                    return replace(outcome, reason=f"{outcome.reason}; {interruptions.TOO_MANY}")
+                logger.warning("round %d: %s; it goes on", number, outcome.reason)
+                await asyncio.sleep(PAUSE_S)
+        finally:
+            self._has_trained = True
+            await asyncio.get_running_loop().run_in_executor(self._scribe, lambda: None)
+
+    async def _work(self, number: int) -> WorkerOutcome:
+        """One worker, from its start until it is gone."""
+        if self._is_cancelled:
+            return CANCELLED
         worker = await WorkerProcess.start(self._paths.round(number), self._launch)
         self._worker = worker
         if self._is_cancelled:
@@ -128,16 +185,31 @@ class RoundRunner:
             # Leaving early, for whatever reason, ends the worker too.
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
-            self._has_trained = True
-            await asyncio.get_running_loop().run_in_executor(self._scribe, lambda: None)
+            self._worker = None
 
     def _set_running(self, number: int, hold: LeaseHold) -> None:
         with self._database.write() as session:
             rounds.set_status(number, RoundStatus.RUNNING, lease=hold, now=self._now(), session=session)
+            self._is_going_on = number in interruptions.of_rounds(session)
+
+    def _put_back(self, number: int, hold: LeaseHold, cause: str) -> bool:
+        """Queue a round whose worker was killed; False when that happened too often."""
+        with self._database.write() as session:
+            return interruptions.put_back(number, cause, lease=hold, now=self._now(), session=session)
+
+    def _job(self, number: int) -> RoundJob:
+        path = self._paths.round(number).job
+        try:
+            return from_json(RoundJob, read_json(path), where=path.name)
+        except (OSError, ValueError) as error:
+            raise StorageError(
+                f"The plan of round {number} could not be read ({error}); start a new one"
+            ) from error
 
     def _set_gating(self, number: int, hold: LeaseHold, report: RoundReport, verdict: Verdict) -> None:
         with self._database.write() as session:
             rounds.set_status(number, RoundStatus.GATING, lease=hold, now=self._now(), session=session)
+            rounds.record_training(number, report.facts, session=session)
             rounds.record_result(
                 number, metrics=report.metrics, verdict=verdict, version=None, session=session
             )
@@ -151,8 +223,17 @@ class RoundRunner:
 
     def _record(self, number: int, step: StepProgress) -> None:
         self._progress = step
+        if self._is_going_on and step.phase == "training":
+            self._is_going_on = False
+            # The line with metrics is of a step that was taken, the one without says where training stands.
+            self._scribe.submit(self._save_place, number, step.step - bool(step.metrics))
         if step.metrics:
             self._scribe.submit(self._save_step, number, step)
+
+    def _save_place(self, number: int, step: int) -> None:
+        taken = steps_until(self._paths.round(number).progress, step)
+        with contextlib.suppress(StorageError, Busy), self._database.write() as session:
+            interruptions.go_on(number, step, taken, now=self._now(), session=session)
 
     def _save_step(self, number: int, step: StepProgress) -> None:
         # A full disk costs a point of the curve, not the round.
@@ -187,7 +268,7 @@ class RoundRunner:
         """
         name = f"v{number}"
         folder = self._paths.round(number)
-        job = from_json(RoundJob, read_json(folder.job))
+        job = self._job(number)
         registry.publish(
             folder.adapter,
             name=name,
@@ -226,6 +307,9 @@ class RoundRunner:
 
     async def _end(self, number: int, status: RoundStatus, reason: str) -> None:
         """Write the status, waiting for as long as the disk refuses: a round must not stay "running"."""
+        with contextlib.suppress(OSError):
+            # Of a killed worker; a worker that came to its end has removed it.
+            self._paths.round(number).checkpoint.unlink(missing_ok=True)
         while True:
             try:
                 await asyncio.to_thread(self._set, number, status, reason)
@@ -234,10 +318,24 @@ class RoundRunner:
                 logger.error("round %d: its end could not be saved yet", number)
                 await asyncio.sleep(RETRY_S)
 
-    def _mark_interrupted(self, number: int) -> None:
+    def _cut_off(self, number: int) -> None:
+        """The studio stops: the round waits for its next start, or ends."""
         # What cannot be saved now, the next boot finds out by itself.
         with contextlib.suppress(StorageError, Busy):
-            self._set(number, RoundStatus.INTERRUPTED, "The studio was stopped while this round ran")
+            if self._is_cancelled:
+                self._set(number, RoundStatus.CANCELLED, CANCELLED.reason)
+            elif not self._takes_up or not self._waits_for_next_start(number):
+                self._set(number, RoundStatus.INTERRUPTED, STOPPED)
+
+    def _waits_for_next_start(self, number: int) -> bool:
+        with self._database.write() as session:
+            record = rounds.get_round(number, session=session)
+            assert record is not None
+            if record.status is RoundStatus.RUNNING:
+                return interruptions.put_back(number, STOPPED, now=self._now(), session=session)
+            # Only its turn, or the model, was waited for: nothing was cut off. What the gate does to a
+            # version may still be under way in a thread, and is not done twice.
+            return record.status is RoundStatus.QUEUED
 
     def _set(self, number: int, status: RoundStatus, reason: str) -> None:
         # Conflict: somebody cancelled it in between, and a final status stays.

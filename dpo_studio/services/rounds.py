@@ -1,11 +1,12 @@
 """RoundService: start, watch, cancel and judge rounds; the schedule that starts them by itself.
 
-At most one round is active. The table is the truth: a round found active at boot was interrupted.
+At most one round is active. The table is the truth: a round found active at boot was interrupted, and goes on
+from its checkpoint when `boot` has put it back into the queue. Its reason says so, from then on and for ever.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -16,7 +17,9 @@ from dpo_studio.domain.codec import from_json, to_json
 from dpo_studio.domain.round import RoundStatus, StepProgress
 from dpo_studio.errors import BadInput, Conflict, EngineUnavailable, NotFound, StudioError
 from dpo_studio.rounds.schedule import is_due, next_due
+from dpo_studio.services import interruptions
 from dpo_studio.services.deployment import DeploymentService
+from dpo_studio.services.interruptions import Interruptions
 from dpo_studio.services.round_preparation import RoundPreparation
 from dpo_studio.services.round_runner import RoundRunner
 from dpo_studio.services.training_choice import TrainingChoices
@@ -109,14 +112,16 @@ class RoundService:
         """One round. Raises NotFound."""
         with self._database.read() as session:
             record = rounds.get_round(number, session=session)
+            cut_off = interruptions.of_rounds(session)
         if record is None:
             raise NotFound(f"round: expected the number of a round, found {number}")
-        return self._view(record)
+        return self._view(record, cut_off)
 
     def list(self) -> list[RoundView]:
         """Newest first."""
         with self._database.read() as session:
-            return [self._view(record) for record in rounds.list_rounds(session=session)]
+            cut_off = interruptions.of_rounds(session)
+            return [self._view(record, cut_off) for record in rounds.list_rounds(session=session)]
 
     def steps(self, number: int, since: int = 0) -> Sequence[StepProgress]:
         """Training steps after step `since`, oldest first."""
@@ -154,13 +159,14 @@ class RoundService:
             new_pairs = pairs.count_new(until=now + timedelta(seconds=1), session=session)
             current = _current(session)
             last = _last_started(session)
+            cut_off = interruptions.of_rounds(session)
         schedule = self.schedule()
         return StudioStatus(
             live=self._deployment.live(),
             engine=self._engine.status,
             new_pairs=new_pairs,
             schedule=schedule,
-            round=self._view(current) if current else None,
+            round=self._view(current, cut_off) if current else None,
             next_run_at=next_due(now, last, schedule.interval_minutes) if schedule.enabled else None,
             storage=self._storage,
             detail=self._deployment.trouble(),
@@ -238,18 +244,19 @@ class RoundService:
         with self._database.write() as session:
             rounds.set_status(number, status, reason=reason, now=self._now(), session=session)
 
-    def _view(self, record: RoundRecord) -> RoundView:
+    def _view(self, record: RoundRecord, cut_off: Mapping[int, Interruptions]) -> RoundView:
         view = RoundView(
             number=record.number,
             status=record.status,
             trigger=record.trigger,
-            reason=record.reason,
+            reason=_reason(record, cut_off.get(record.number, Interruptions())),
             num_pairs=record.num_pairs,
             num_train=record.num_train,
             num_heldout=record.num_heldout,
             settings=record.settings,
             metrics=record.metrics,
             verdict=record.verdict,
+            training=record.training,
             version=record.version,
             created_at=record.created_at,
             started_at=record.started_at,
@@ -260,6 +267,12 @@ class RoundService:
             progress=self._runner.progress(record.number),
             is_cancelling=record.status.is_active and self._runner.is_cancelling(record.number),
         )
+
+
+def _reason(record: RoundRecord, cut_off: Interruptions) -> str:
+    """Why the round ended as it did, and that it went on after interruptions."""
+    words = cut_off.in_words()
+    return ". ".join(filter(None, [record.reason.removesuffix(".") if words else record.reason, words]))
 
 
 def _current(session: Session) -> RoundRecord | None:

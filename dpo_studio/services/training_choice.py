@@ -12,7 +12,7 @@ from typing import Any
 
 from dpo_studio.domain.chat import ChatEngine
 from dpo_studio.domain.codec import from_json, to_json
-from dpo_studio.domain.round import TrainSettings, preset_for
+from dpo_studio.domain.round import LOSSES_WITH_SMOOTHING, TrainSettings, preset_for
 from dpo_studio.errors import BadInput, EngineUnavailable
 from dpo_studio.services.views import TrainingChoice, TrainingView
 from dpo_studio.store import studio_settings
@@ -20,7 +20,6 @@ from dpo_studio.store.database import Database
 
 KEY = "training"
 MAX_SFT_WEIGHT = 100.0
-LOSSES_WITH_SMOOTHING = ("sigmoid", "robust")
 
 
 class TrainingChoices:

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Literal
 
 from dpo_studio.domain.chat import EngineStatus, Message
-from dpo_studio.domain.round import LossName, RoundStatus, StepProgress, TrainSettings, Verdict
+from dpo_studio.domain.round import LossName, RoundStatus, StepProgress, TrainingFacts, TrainSettings, Verdict
 
 GateMode = Literal["auto", "manual"]
 
@@ -100,6 +100,9 @@ class TrainingChoice:
     learning_rate: float
     epochs: int
     lora_rank: int
+    early_stop_patience: int
+    ld_alpha: float
+    soft_labels: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,7 @@ class RoundView:
     trigger: str
     """`schedule`, or who pressed "Train now"."""
     reason: str
-    """Why it ended as it did; empty while it runs."""
+    """Why it ended as it did, or how often it was interrupted; else empty while it runs."""
     num_pairs: int
     num_train: int
     num_heldout: int
@@ -131,6 +134,8 @@ class RoundView:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    training: TrainingFacts | None = None
+    """How it trained; None until its worker has reported, and of rounds from before this was kept."""
     progress: StepProgress | None = None
     """Latest step while it runs."""
     is_cancelling: bool = False

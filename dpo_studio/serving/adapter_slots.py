@@ -49,9 +49,17 @@ class RoutedLinear(nn.Module):
 
     @property
     def features(self) -> tuple[int, int]:
-        """(in, out); Conv1D stores its weight the other way round."""
+        """(in, out); Conv1D stores its weight the other way round, a 4-bit layer in no shape."""
+        if isinstance(self.base, nn.Linear):
+            return self.base.in_features, self.base.out_features
         first, second = self.weight.shape
-        return (first, second) if isinstance(self.base, Conv1D) else (second, first)
+        return first, second
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the factors: as the layer computes, which for a 4-bit one is not the dtype of its bytes."""
+        found: torch.dtype = getattr(self.base, "compute_dtype", None) or self.weight.dtype
+        return found
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.base(x)
@@ -82,8 +90,8 @@ class RoutedLinear(nn.Module):
         if self.a is not None and self.a.shape[0] == num_slots * rank:
             return
         num_in, num_out = self.features
-        a = torch.zeros(num_slots, rank, num_in, dtype=self.weight.dtype, device=self.weight.device)
-        b = torch.zeros(num_out, num_slots, rank, dtype=self.weight.dtype, device=self.weight.device)
+        a = torch.zeros(num_slots, rank, num_in, dtype=self.dtype, device=self.weight.device)
+        b = torch.zeros(num_out, num_slots, rank, dtype=self.dtype, device=self.weight.device)
         if self.a is not None and self.b is not None:
             old = self.a.shape[0] // num_slots
             a[:, :old] = self.a.view(num_slots, old, num_in)

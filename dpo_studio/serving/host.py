@@ -151,7 +151,7 @@ def _ready_status(base: BaseModel, note: str, max_length: int) -> EngineStatus:
         model_sha256=base.model_sha256,
         tokenizer_sha256=base.tokenizer_sha256,
         device=str(base.device),
-        dtype=str(base.dtype).removeprefix("torch."),
+        dtype=base.precision,
         context_length=max_length,
         num_parameters=base.num_parameters,
     )

@@ -1,7 +1,7 @@
 """Who did what, appended in the transaction that did it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -35,7 +35,14 @@ def record(
 def list_events(*, limit: int, session: Session) -> list[AuditRecord]:
     """The newest events, newest first."""
     rows = session.exec(select(AuditEvent).order_by(col(AuditEvent.id).desc()).limit(limit))
-    return [
-        AuditRecord(row.id or 0, row.at, row.actor, row.action, row.subject, json.loads(row.details_json))
-        for row in rows
-    ]
+    return [_record(row) for row in rows]
+
+
+def events_of(actions: Collection[str], *, session: Session) -> list[AuditRecord]:
+    """Every event of these kinds, oldest first."""
+    wanted = select(AuditEvent).where(col(AuditEvent.action).in_(actions)).order_by(col(AuditEvent.id))
+    return [_record(row) for row in session.exec(wanted)]
+
+
+def _record(row: AuditEvent) -> AuditRecord:
+    return AuditRecord(row.id or 0, row.at, row.actor, row.action, row.subject, json.loads(row.details_json))

@@ -54,9 +54,15 @@ class ReadsDatabase(Protocol):
 
 
 def iterate_pairs(
-    database: ReadsDatabase, *, until: datetime | None = None, about: Set[str] | None = None
+    database: ReadsDatabase,
+    *,
+    until: datetime | None = None,
+    about: Set[str] | None = None,
+    whole_rankings: bool = False,
 ) -> Iterator[PreferencePair]:
     """The pairs of all judged comparisons, by comparison id, then those of all imports, by import id.
+
+    An import of more than two responses gives all of its pairs, or with `whole_rankings` itself.
 
     Read in many short transactions, so that nobody's vote waits for a slow consumer. The votes are those
     of the moment of the first step, given at or before `until`. `about` leaves out other conversations
@@ -76,7 +82,7 @@ def iterate_pairs(
             rows = session.exec(select(ImportedPair).where(col(ImportedPair.id).in_(ids))).all()
         for row in sorted(rows, key=lambda row: row.id):
             if about is None or row.messages_json in about:
-                yield from _pairs_of_import(row)
+                yield from _pairs_of_import(row, whole_rankings)
 
 
 def add_imports(imports: Sequence[NewImport], *, source: str, now: datetime, session: Session) -> int:
@@ -177,17 +183,25 @@ def _judged(
     ]
 
 
-def _pairs_of_import(row: ImportedPair) -> Iterator[PreferencePair]:
-    responses = json.loads(row.responses_json)
-    messages = messages_from_text(row.messages_json)
-    for better, worse in combinations(range(len(responses)), 2):
+def _pairs_of_import(row: ImportedPair, whole_rankings: bool) -> Iterator[PreferencePair]:
+    responses = [SampledText(text) for text in json.loads(row.responses_json)]
+    places = range(len(responses))
+    # Saying nothing cannot be trained on, and must not take the whole ranking with it: its pairs are given
+    # as without rankings, and whoever encodes them leaves them out and counts them.
+    ranked = [place for place in places if responses[place].text.strip()] if whole_rankings else []
+    groups: list[tuple[int, ...]] = list(combinations(places, 2))
+    if len(ranked) > 2:
+        groups = [tuple(ranked), *(group for group in groups if not set(group) <= set(ranked))]
+    for group in groups:
+        best, *between, worst = group
         yield PreferencePair(
-            pair_id=f"{row.id}:{better}-{worse}",
-            messages=messages,
-            chosen=SampledText(responses[better]),
-            rejected=SampledText(responses[worse]),
+            pair_id=f"{row.id}:{'all' if between else f'{best}-{worst}'}",
+            messages=messages_from_text(row.messages_json),
+            chosen=responses[best],
+            rejected=responses[worst],
             vote_ids=(),
             labelers=(),
+            between=tuple(responses[place] for place in between),
         )
 
 

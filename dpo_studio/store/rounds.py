@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
 from dpo_studio.domain.codec import from_json, to_json
-from dpo_studio.domain.round import RoundStatus, StepProgress, TrainSettings, Verdict
+from dpo_studio.domain.round import RoundStatus, StepProgress, TrainingFacts, TrainSettings, Verdict
 from dpo_studio.errors import Conflict, NotFound
 from dpo_studio.files import canonical_json
 from dpo_studio.store import leases
@@ -26,8 +26,9 @@ USES_VOTES = frozenset({S.PROMOTED, S.REJECTED, S.WAITING})
 """A round that came this far has used up the novelty of its votes; a failed one has not."""
 NEXT: Mapping[RoundStatus, frozenset[RoundStatus]] = {
     S.QUEUED: frozenset({S.RUNNING, S.FAILED, S.CANCELLED, S.INTERRUPTED}),
-    S.RUNNING: frozenset({S.GATING, S.FAILED, S.CANCELLED, S.INTERRUPTED}),
-    S.GATING: frozenset({S.PROMOTED, S.WAITING, S.REJECTED, S.FAILED, S.CANCELLED, S.INTERRUPTED}),
+    # Back to queued: cut off, and to be gone on with.
+    S.RUNNING: frozenset({S.QUEUED, S.GATING, S.FAILED, S.CANCELLED, S.INTERRUPTED}),
+    S.GATING: frozenset({S.QUEUED, S.PROMOTED, S.WAITING, S.REJECTED, S.FAILED, S.CANCELLED, S.INTERRUPTED}),
     S.WAITING: frozenset({S.PROMOTED, S.REJECTED, S.FAILED}),
 }
 HELDOUT_ACCURACY = "heldout/rewards/accuracies"
@@ -71,6 +72,7 @@ class RoundRecord:
     new_pairs: int
     metrics: dict[str, float]
     verdict: Verdict | None
+    training: TrainingFacts | None
     version: str | None
     worker: WorkerIdentity | None
     created_at: datetime
@@ -117,7 +119,7 @@ def set_status(
     row.active_slot = 1 if status.is_active else None
     row.reason = reason or row.reason
     if status is RoundStatus.RUNNING:
-        row.started_at = now
+        row.started_at = row.started_at or now
     if status not in NEXT:
         row.finished_at = now
     session.flush()
@@ -144,6 +146,11 @@ def record_worker(number: int, worker: WorkerIdentity, *, session: Session) -> N
     """Remember which process trains."""
     row = _row(number, session)
     row.worker_pid, row.worker_started, row.boot_id = worker.pid, worker.started, worker.boot_id
+
+
+def record_training(number: int, facts: TrainingFacts, *, session: Session) -> None:
+    """Remember how the round trained."""
+    _row(number, session).training_json = canonical_json(to_json(facts))
 
 
 def record_result(
@@ -179,6 +186,13 @@ def list_steps(number: int, *, since: int = 0, session: Session) -> list[StepPro
         .order_by(col(RoundStep.position))
     )
     return [from_json(StepProgress, json.loads(row.progress_json)) for row in rows]
+
+
+def drop_steps(number: int, *, after: int, session: Session) -> None:
+    """Forget the progress lines beyond step `after`: training was cut off and takes those steps anew."""
+    for row in session.exec(select(RoundStep).where(RoundStep.round == number)):
+        if from_json(StepProgress, json.loads(row.progress_json)).step > after:
+            session.delete(row)
 
 
 def get_round(number: int, *, session: Session) -> RoundRecord | None:
@@ -247,6 +261,7 @@ def _record(row: Round) -> RoundRecord:
     worker = None
     if row.worker_pid is not None:
         worker = WorkerIdentity(row.worker_pid, row.worker_started or 0.0, row.boot_id or "")
+    training = row.training_json
     return RoundRecord(
         number=row.number,
         status=RoundStatus(row.status),
@@ -260,6 +275,7 @@ def _record(row: Round) -> RoundRecord:
         new_pairs=row.new_pairs,
         metrics=json.loads(row.metrics_json),
         verdict=None if row.verdict_json is None else from_json(Verdict, json.loads(row.verdict_json)),
+        training=None if training is None else from_json(TrainingFacts, json.loads(training)),
         version=row.version,
         worker=worker,
         created_at=row.created_at,

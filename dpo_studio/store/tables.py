@@ -177,6 +177,8 @@ class Round(Record, table=True):
     new_pairs: int = 0
     metrics_json: str = "{}"
     verdict_json: str | None = None
+    training_json: str | None = None
+    """How it trained; NULL until its worker reported, and in rounds of before schema 0002."""
     version: str | None = None
     worker_pid: int | None = None
     worker_started: float | None = None

@@ -1,7 +1,7 @@
 """From preference pairs to token ids that fit the model, and an account of what was cut or dropped.
 
 Ids that the model sampled are used as they are. A prompt too long is cut from the left, responses from
-the right and both at the same length, so that neither side wins by having been cut less. A pair that
+the right and all at the same length, so that none wins by having been cut less. A pair or ranking that
 cannot teach anything (a response without tokens, two equal responses) is dropped and counted, never
 trained on.
 """
@@ -68,7 +68,7 @@ def encode_pairs(
 
 
 def fit_pair(pair: TokenPair, max_length: int) -> TokenPair:
-    """Cut a pair so that neither sequence exceeds `max_length` tokens.
+    """Cut a pair so that none of its sequences exceeds `max_length` tokens.
 
     Responses keep at least half of the room, and all that a shorter prompt leaves. Returns the pair itself
     when it fits. max_length: at least 2.
@@ -76,31 +76,35 @@ def fit_pair(pair: TokenPair, max_length: int) -> TokenPair:
     if len(pair) <= max_length:
         return pair
     cap = max(max_length // 2, max_length - len(pair.prompt))
-    chosen, rejected = pair.chosen[:cap], pair.rejected[:cap]
-    room = max_length - max(len(chosen), len(rejected))
-    return replace(pair, prompt=pair.prompt[-room:], chosen=chosen, rejected=rejected)
+    chosen, *between, rejected = (response[:cap] for response in pair.responses)
+    room = max_length - max(map(len, (chosen, *between, rejected)))
+    prompt = pair.prompt[-room:]
+    return replace(pair, prompt=prompt, chosen=chosen, rejected=rejected, between=tuple(between))
 
 
 def _encode(pair: PreferencePair, encode: Encode, vocabulary: int) -> tuple[str, TokenPair | None]:
     # A model's own bare EOS may be rejected (that teaches it to answer), but never chosen.
-    if not pair.chosen.text.strip() or not (pair.rejected.text.strip() or pair.rejected.token_ids):
+    *better, worst = pair.responses
+    if not all(text.text.strip() for text in better) or not (worst.text.strip() or worst.token_ids):
         return "with an empty response", None
     try:
-        prompt, chosen = encode(pair.messages, pair.chosen)
-        other_prompt, rejected = encode(pair.messages, pair.rejected)
+        encoded = [encode(pair.messages, text) for text in pair.responses]
     except BadInput:
         return "whose prompt the chat template refuses", None
-    assert list(prompt) == list(other_prompt), "one prompt must give one encoding"
-    if any(not 0 <= token < vocabulary for ids in (prompt, chosen, rejected) for token in ids):
+    prompt = tuple(encoded[0][0])
+    assert all(tuple(other) == prompt for other, _ in encoded), "one prompt must give one encoding"
+    chosen, *between, rejected = (tuple(ids) for _, ids in encoded)
+    fitting = TokenPair(prompt, chosen, rejected, between=tuple(between))
+    if any(not 0 <= token < vocabulary for ids in (prompt, *fitting.responses) for token in ids):
         return "with token ids of another tokenizer", None
-    return "", TokenPair(tuple(prompt), tuple(chosen), tuple(rejected))
+    return "", fitting
 
 
 def _why_useless(pair: TokenPair) -> str:
     if not pair.prompt:
         return "with an empty prompt"
-    if not pair.chosen or not pair.rejected:
+    if not all(pair.responses):
         return "with an empty response"
-    if pair.chosen == pair.rejected:
+    if len(set(pair.responses)) < len(pair.responses):
         return "with two equal responses"
     return ""

@@ -39,9 +39,9 @@ class FitData:
     train: tuple[TokenPair, ...]
     heldout: tuple[TokenPair, ...]
     reference: Tensor
-    """(train pairs, 2) float64, under the training's reference."""
+    """(train pairs, most responses) float64, under the training's reference."""
     base_heldout: Tensor
-    """(held-out pairs, 2) float64, under base."""
+    """(held-out pairs, most responses) float64, under base."""
     probe_prompts: tuple[tuple[int, ...], ...]
     layout: Layout
 
@@ -55,7 +55,7 @@ class Fitted:
     metrics: dict[str, float]
     """Means over its last epoch, and `heldout/…`."""
     heldout: Tensor
-    """(held-out pairs, 2) float64: log-probabilities under the adapter."""
+    """(held-out pairs, most responses) float64: log-probabilities under the adapter."""
     notes: tuple[str, ...]
 
 

@@ -55,6 +55,8 @@ def pair_from_row(row: Any, *, where: str) -> PreferencePair:
             labelers=tuple(row["labelers"]),
             # Only where labelers disagreed; earlier snapshots know none.
             chosen_probability=float(row.get("chosen_probability", 1.0)),
+            # Only of rankings.
+            between=tuple(_between(value, where) for value in row.get("between", ())),
         )
     except (KeyError, TypeError, ValueError, BadInput) as error:
         raise BadInput(
@@ -64,8 +66,17 @@ def pair_from_row(row: Any, *, where: str) -> PreferencePair:
 
 def _side(row: Any, name: str, where: str) -> SampledText:
     (message,) = (from_json(Message, value, where=f"{where}: {name}") for value in row[name])
-    ids: Sequence[int] | None = row[f"{name}_ids"]
-    return SampledText(message.content, None if ids is None else tuple(ids), row[f"{name}_version"])
+    return _text(message.content, row[f"{name}_ids"], row[f"{name}_version"])
+
+
+def _between(value: Any, where: str) -> SampledText:
+    said = {"role": value["role"], "content": value["content"]}
+    message = from_json(Message, said, where=f"{where}: between")
+    return _text(message.content, value["ids"], value["version"])
+
+
+def _text(content: str, ids: Sequence[int] | None, version: str) -> SampledText:
+    return SampledText(content, None if ids is None else tuple(ids), version)
 
 
 def _read_pairs(path: Path, sha256: str, num_rows: int) -> tuple[PreferencePair, ...]:

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from dpo_studio.domain.chat import Message
 from dpo_studio.domain.round import ProbeSummary, RoundJob, RoundReport
-from dpo_studio.dpo.batches import TokenSequence
+from dpo_studio.dpo.batches import TokenPair, TokenSequence, most_responses, response_lengths
 from dpo_studio.dpo.evaluate import evaluate
 from dpo_studio.dpo.failures import TrainingCancelled, TrainingFailed
 from dpo_studio.dpo.layouts import LADDER, PADDED
 from dpo_studio.dpo.logps import ResponseScorer
-from dpo_studio.dpo.losses import margins
+from dpo_studio.dpo.losses import best_and_worst, margins
 from dpo_studio.dpo.memory_estimate import estimate_memory, fit_budget
 from dpo_studio.dpo.metrics import prefixed
 from dpo_studio.dpo.self_check import LayoutChoice, choose_layout
@@ -60,6 +60,7 @@ class RoundTraining:
         self._heldout = self._encode(assignment.heldout)
         if not self._train.pairs:
             raise TrainingFailed(_no_pairs(self._train, len(self._heldout.pairs)))
+        self._notes.extend(_rankings([*self._train.pairs, *self._heldout.pairs]))
 
     def run(self, adapter_folder: Path) -> RoundReport:
         """Train, and leave the adapter in `adapter_folder` (which must not exist).
@@ -158,7 +159,7 @@ class RoundTraining:
     def _checkpoint(self, choice: LayoutChoice) -> CheckpointFile:
         base = self._around.base
         owner = owner_of(
-            self._job, choice.layout.name, f"{base.device.type} {base.dtype}", self._around.world.size
+            self._job, choice.layout.name, f"{base.device.type} {base.precision}", self._around.world.size
         )
         return CheckpointFile(self._around.checkpoint, owner, every_s=self._job.checkpoint_every_s)
 
@@ -260,8 +261,9 @@ class RoundTraining:
         return answers
 
     def _margins(self, policy: Tensor, reference: Tensor) -> tuple[float, ...]:
-        """Reward margins β·h, in file order."""
-        return tuple((self._settings.beta * margins(policy - reference)).tolist())
+        """Reward margins β·h of the held-out pairs, in file order; of a ranking best over worst."""
+        ends = best_and_worst(policy - reference, response_lengths(self._heldout.pairs))
+        return tuple((self._settings.beta * margins(ends)).tolist())
 
     def _save(self, folder: Path) -> dict[str, str]:
         """Write the adapter beside its place, then move it there. Returns the sha256 of its files."""
@@ -286,6 +288,14 @@ def check_base(job: RoundJob, base: BaseModel) -> None:
             f"The model {job.model} was expected to have the weights {job.model_sha256} that answered,"
             f" and has {base.model_sha256}; restart the studio so that both use the same"
         )
+
+
+def _rankings(pairs: Sequence[TokenPair]) -> list[str]:
+    """How many are rankings that train whole, as a sentence; nothing where none is."""
+    count = sum(bool(pair.between) for pair in pairs)
+    if not count:
+        return []
+    return [f"{count} of {len(pairs)} pairs are whole rankings, of up to {most_responses(pairs)} responses."]
 
 
 def _no_pairs(encoded: EncodedPairs, num_heldout: int) -> str:

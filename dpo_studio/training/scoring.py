@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from dpo_studio.dpo.batches import TokenPair
+from dpo_studio.dpo.batches import TokenPair, most_responses
 from dpo_studio.dpo.evaluate import score_pairs
 from dpo_studio.dpo.layouts import VERSION as LAYOUT_VERSION
 from dpo_studio.dpo.layouts import Layout
@@ -38,7 +39,7 @@ class RoundScores:
         tail_weight: float = 1.0,
         on_scored: Callable[[int], None] = lambda _: None,
     ) -> Tensor:
-        """(pairs, 2) float64: summed log-probabilities under `model`. Raises TrainingCancelled."""
+        """Summed log-probabilities under `model`, as `score_pairs` gives them. Raises TrainingCancelled."""
         around = self._around
         return score_pairs(
             ResponseScorer(model),
@@ -60,7 +61,7 @@ class RoundScores:
         """
         around, num_pairs = self._around, len(pairs)
         cache = self._cache(tail_weight, adapter_sha256)
-        logps = torch.full((num_pairs, 2), math.nan, dtype=torch.float64)
+        logps = torch.full((num_pairs, most_responses(pairs)), math.nan, dtype=torch.float64)
         if cache is not None:
             # The main process reads for all, or two could disagree about which pairs are left to score.
             found = cache.find(pairs) if around.is_main else torch.zeros_like(logps)
@@ -70,12 +71,13 @@ class RoundScores:
         self.num_known += num_known
         self.num_computed += len(missing)
         around.progress.report("reference", num_known, num_pairs)
-        logps[missing] = self.of(
+        scored = self.of(
             model,
             [pairs[index] for index in missing],
             tail_weight=tail_weight,
             on_scored=lambda done: around.progress.report("reference", num_known + done, num_pairs),
         )
+        logps[missing] = F.pad(scored, (0, logps.shape[1] - scored.shape[1]))
         if cache is not None and around.is_main and missing:
             cache.keep(pairs, logps)
         return logps
@@ -87,7 +89,7 @@ class RoundScores:
         key = ReferenceKey(
             model_sha256=base.model_sha256,
             adapter_sha256=adapter_sha256,
-            dtype=str(base.dtype),
+            dtype=base.precision,
             device=base.device.type,
             layout=self._layout.name,
             layout_version=LAYOUT_VERSION,

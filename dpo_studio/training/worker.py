@@ -2,9 +2,9 @@
 
 Reads the folder's job.json, train.jsonl and heldout.jsonl; writes progress.jsonl, a checkpoint, adapter/ and,
 last of all, report.json, with which the checkpoint goes. A worker that was killed leaves its checkpoint, and
-the next one on the same folder goes on from there (the studio itself starts none: it ends that round, and the
-votes train in the next). Touches nothing else: no database, no network beyond what
-loading the model needs. Works unchanged under `accelerate launch`, where only the main process writes.
+the next one on the same folder goes on from there; the studio starts it, up to three times a round. Touches
+nothing else: no database, no network beyond what loading the model needs. Works unchanged under
+`accelerate launch`, where only the main process writes.
 """
 
 import argparse

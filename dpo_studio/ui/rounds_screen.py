@@ -6,6 +6,7 @@ from datetime import datetime
 
 from dpo_studio.domain.round import RoundStatus, TrainSettings
 from dpo_studio.errors import BadInput
+from dpo_studio.services import how_trained
 from dpo_studio.services.views import GateMode, RoundsView, RoundView, ScheduleView, StudioStatus, VersionView
 from dpo_studio.ui.markup import Html, element, join
 
@@ -155,6 +156,7 @@ def _round_card(view: RoundView, *, is_newest: bool) -> Html:
         element("p", _settings(view.settings), cls="ds-soft ds-used"),
         reason,
         _verdict(view, is_open=is_newest),
+        _how_trained(view),
         _decisions(view),
         cls="ds-round",
     )
@@ -172,6 +174,15 @@ def _settings(used: TrainSettings) -> str:
         facts.append(f"label smoothing {used.label_smoothing:g}")
     if used.sft_weight:
         facts.append(f"SFT weight {used.sft_weight:g}")
+    if used.ld_alpha < 1:
+        facts.append(f"length desensitisation {used.ld_alpha:g}")
+    if used.length_normalised:
+        facts.append("length-normalised")
+    if used.soft_labels:
+        facts.append("split votes as probabilities")
+    if used.early_stop_patience:
+        epochs = "epoch" if used.early_stop_patience == 1 else "epochs"
+        facts.append(f"early stop after {used.early_stop_patience} {epochs}")
     return " · ".join(facts)
 
 
@@ -183,7 +194,8 @@ def _round_facts(view: RoundView) -> Html:
         # Never a bare percentage: 100 % of 4 pairs proves little.
         facts.insert(1, f"{_percent(accuracy)} of {view.num_heldout} held-out pairs ranked right")
     if view.started_at and view.finished_at:
-        facts.append(f"took {(view.finished_at - view.started_at).total_seconds():.0f} s")
+        seconds = (view.finished_at - view.started_at).total_seconds()
+        facts.append(f"took {how_trained.duration(seconds)}")
     return join(" · ".join(facts), " · ")
 
 
@@ -191,12 +203,19 @@ def _verdict(view: RoundView, *, is_open: bool) -> Html:
     if view.verdict is None or not view.verdict.reasons:
         return Html()
     summary = "Passed the gate" if view.verdict.passed else "Stopped by the gate"
-    return element(
-        "details",
-        element("summary", f"{summary}: {len(view.verdict.reasons)} checks"),
-        element("ul", *(element("li", reason) for reason in view.verdict.reasons)),
-        open=is_open,
-    )
+    count = len(view.verdict.reasons)
+    return _unfolding(f"{summary}: {count} checks", view.verdict.reasons, is_open=is_open)
+
+
+def _how_trained(view: RoundView) -> Html:
+    if view.training is None:
+        return Html()
+    return _unfolding("How it trained", how_trained.sentences(view.training))
+
+
+def _unfolding(summary: str, sentences: Sequence[str], *, is_open: bool = False) -> Html:
+    items = element("ul", *(element("li", sentence) for sentence in sentences))
+    return element("details", element("summary", summary), items, open=is_open)
 
 
 def _decisions(view: RoundView) -> Html:

@@ -29,6 +29,9 @@ WORDS = {
     "learning_rate": "learning rate",
     "epochs": "epochs",
     "lora_rank": "LoRA rank",
+    "early_stop_patience": "early stop",
+    "ld_alpha": "length desensitisation",
+    "soft_labels": "split votes as probabilities",
 }
 SAVED = "Training settings saved. They count for rounds that start from now on."
 RESET = "Training settings are the preset again."
@@ -56,11 +59,15 @@ class TrainingHandlers:
         rate: float,
         epochs: float,
         rank: float,
+        patience: float,
+        ld_alpha: float,
+        soft_labels: bool,
         request: gr.Request,
     ) -> Updates:
         """Change it, whole or not at all."""
+        entered = [loss, beta, smoothing, sft_weight, rate, epochs, rank, patience, ld_alpha, soft_labels]
         try:
-            choice = choice_of_form([loss, beta, smoothing, sft_weight, rate, epochs, rank])
+            choice = choice_of_form(entered)
             view = self._rounds.training.change(choice, actor=current_labeler(request))
         except Exception as error:
             return _only_sentence(error)
@@ -100,7 +107,7 @@ def render_summary(view: TrainingView) -> Html:
 def choice_of_form(values: list[Any]) -> TrainingChoice:
     """What the visitor entered. Raises BadInput for what is no choice at all; the service checks ranges."""
     entered = dict(zip(FIELDS, values, strict=True))
-    for name in ("epochs", "lora_rank"):
+    for name in ("epochs", "lora_rank", "early_stop_patience"):
         # A number field may send 4.0 for 4.
         value = entered[name]
         if isinstance(value, float) and value.is_integer():
@@ -136,6 +143,7 @@ def _fields() -> list[Any]:
             ("ipo", "ipo"),
             ("hinge", "hinge"),
             ("robust (DPO for noisy votes)", "robust"),
+            ("plackett_luce (whole rankings)", "plackett_luce"),
         ],
         interactive=False,
         elem_id="training-loss",
@@ -149,7 +157,17 @@ def _fields() -> list[Any]:
     with gr.Row():
         epochs = _number("epochs", "Epochs", precision=0)
         rank = _number("lora_rank", "LoRA rank", precision=0)
-    return [loss, beta, smoothing, sft, rate, epochs, rank]
+    patience = _number(
+        "early_stop_patience", "Stop early after (epochs without improvement; 0 never)", precision=0
+    )
+    ld_alpha = _number("ld_alpha", "Length desensitisation (1 is none)", step=0.1)
+    soft_labels = gr.Checkbox(
+        label="Split votes count as probabilities",
+        container=False,
+        interactive=False,
+        elem_id="training-soft-labels",
+    )
+    return [loss, beta, smoothing, sft, rate, epochs, rank, patience, ld_alpha, soft_labels]
 
 
 def _number(name: str, label: str, *, step: float = 1, precision: int | None = None) -> Any:
@@ -164,6 +182,8 @@ def _number(name: str, label: str, *, step: float = 1, precision: int | None = N
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

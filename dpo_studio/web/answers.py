@@ -78,6 +78,7 @@ def round_json(view: RoundView) -> Json:
         "settings": to_json(view.settings),
         "metrics": {name: finite(value) for name, value in view.metrics.items()},
         "verdict": to_json(view.verdict),
+        "training": to_json(view.training),
         "version": view.version,
         "created_at": time_json(view.created_at),
         "started_at": time_json(view.started_at),

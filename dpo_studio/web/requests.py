@@ -111,6 +111,9 @@ class TrainingBody(StrictModel):
     learning_rate: float | None = None
     epochs: int | None = None
     lora_rank: int | None = None
+    early_stop_patience: int | None = None
+    ld_alpha: float | None = None
+    soft_labels: bool | None = None
 
     def changes(self) -> dict[str, Any]:
         """What was sent, by name."""

@@ -105,3 +105,10 @@ def test_merging_into_another_model_is_refused(
     assert outcome.code == 1
     assert "v1 was trained on" in outcome.err
     assert not (tmp_path / "merged").exists()
+
+
+def test_four_bits_are_not_merged_into(command: CommandLine, tmp_path: Path) -> None:
+    outcome = command.run("export-model", "base", str(tmp_path / "out"), "--merge", "--dtype", "nf4")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "dtype: expected full weights to merge into, found nf4; add --dtype auto" in outcome.err
+    assert not (tmp_path / "out").exists()

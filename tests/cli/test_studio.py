@@ -10,7 +10,7 @@ import pytest
 
 from dpo_studio.commands.compare import parse_prompts, version_names
 from dpo_studio.commands.studio import follow_round, progress_line
-from dpo_studio.domain.round import RoundStatus, StepProgress, Verdict
+from dpo_studio.domain.round import RoundStatus, StepProgress, TrainingFacts, Verdict
 from dpo_studio.errors import BadInput
 from dpo_studio.services.views import RoundView
 from tests.cli.conftest import CommandLine, FakeComposition
@@ -52,6 +52,7 @@ def test_a_round_is_followed_to_its_verdict(
         *(RoundStatus.QUEUED, RoundStatus.RUNNING, RoundStatus.RUNNING, RoundStatus.PROMOTED),
         version="v2",
         verdict=verdict,
+        training=TrainingFacts("Trained in the packed layout.", (), 0, 0, 30, 0, 5.5),
     )
     outcome = command.run("round")
     assert (outcome.code, outcome.err) == (0, "")
@@ -61,6 +62,10 @@ def test_a_round_is_followed_to_its_verdict(
         "round 2 promoted as v2: 25 pairs trained on, 5 held out",
         "  held-out accuracy 0.80 (asked: above 0.50)",
         "  answers end",
+        "  Trained in the packed layout.",
+        "  Every pair was used, and none was cut.",
+        "  Reference log-probabilities of 30 pairs were computed.",
+        "  Training and measuring took 6 s.",
     ]
     assert composition.num_running == 0
 

@@ -127,6 +127,13 @@ def test_an_edit_is_sure_to_be_better_than_what_it_mends() -> None:
     assert edited.chosen_probability == 1.0
 
 
+def test_a_ranking_is_certain() -> None:
+    third = SampledText("third")
+    assert PreferencePair("p", (), A, B, (), (), between=(third,)).responses == (A, third, B)
+    with pytest.raises(BadInput, match="chosen_probability: expected 1 for a ranking"):
+        PreferencePair("p", (), A, B, (), (), 0.9, between=(third,))
+
+
 @pytest.mark.parametrize("value", [-0.01, 1.01, float("nan")])
 def test_what_is_no_probability_is_refused(value: float) -> None:
     with pytest.raises(BadInput, match="chosen_probability: expected 0 to 1"):

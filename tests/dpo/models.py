@@ -1,6 +1,7 @@
 """Tiny models in memory, for tests of scoring and training."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,19 @@ def with_lora(model: Any, *, seed: int = 0, dropout: float = 0.0, is_perturbed: 
 
 def random_pairs(lengths: list[tuple[int, int, int]], seed: int = 0) -> list[TokenPair]:
     """Pairs with the given numbers of prompt, chosen and rejected tokens."""
+    return random_rankings(lengths, seed)
+
+
+def random_rankings(lengths: Sequence[Sequence[int]], seed: int = 0) -> list[TokenPair]:
+    """Rankings with the given numbers of tokens: of the prompt, then of every response."""
     generator = torch.Generator().manual_seed(seed)
-
-    def ids(count: int) -> tuple[int, ...]:
-        return tuple(torch.randint(5, 300, (count,), generator=generator).tolist())
-
-    return [TokenPair(ids(p), ids(c), ids(r)) for p, c, r in lengths]
+    found = []
+    for counts in lengths:
+        prompt, best, *between, worst = (
+            tuple(torch.randint(5, 300, (count,), generator=generator).tolist()) for count in counts
+        )
+        found.append(TokenPair(prompt, best, worst, between=tuple(between)))
+    return found
 
 
 def adapter_state(model: Any) -> dict[str, torch.Tensor]:

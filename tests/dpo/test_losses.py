@@ -233,6 +233,66 @@ def test_plackett_luce_ignores_a_constant_of_the_prompt(log_ratios: list[float],
     )
 
 
+def test_rankings_of_different_lengths_stand_in_one_tensor() -> None:
+    """What fills the columns that a shorter ranking lacks changes neither losses nor gradients."""
+    values = torch.tensor([[1.0, 0.5, -2.0, 3.0], [0.3, -0.1, 9.0, -9.0], [0.2, 0.1, 0.4, 50.0]]).double()
+    lengths = torch.tensor([[5, 5, 5, 5], [2, 2, 0, 0], [1, 2, 3, 0]])
+    expected = [
+        plackett_luce_losses(values[row : row + 1, :count], beta=0.7).item()
+        for row, count in enumerate((4, 2, 3))
+    ]
+    found = plackett_luce_losses(values, beta=0.7, lengths=lengths)
+    assert found.tolist() == pytest.approx(expected, abs=1e-15)
+    slope = gradient_of(lambda at: plackett_luce_losses(at, beta=0.7, lengths=lengths), values)
+    assert bool((slope[lengths == 0] == 0).all()) and bool((slope[lengths > 0] != 0).all())
+
+
+def test_the_plackett_luce_gradient_is_beta_times_the_chances_less_the_place() -> None:
+    """∂L/∂r_j = β·(Σ over the places k up to j of the chance of j at place k − 1), without the last place."""
+    r, beta = (0.4, -0.2, 0.9), 0.5
+    first = [math.exp(beta * value) for value in r]
+    second = first[1:]
+    expected = [
+        beta * (first[0] / sum(first) - 1),
+        beta * (first[1] / sum(first) + second[0] / sum(second) - 1),
+        beta * (first[2] / sum(first) + second[1] / sum(second)),
+    ]
+    slope = gradient_of(lambda at: plackett_luce_losses(at, beta=beta), tensor(*r).view(1, 3))
+    assert slope[0].tolist() == pytest.approx(expected, abs=1e-15)
+
+
+@relaxed
+@given(nats, nats, betas, st.floats(0, 1))
+def test_a_soft_label_of_a_pair_among_rankings_is_that_of_dpo(
+    chosen: float, rejected: float, beta: float, p: float
+) -> None:
+    settings_ = TrainSettings(loss="plackett_luce", beta=beta)
+    log_ratios = torch.tensor([[chosen, rejected, 0.0], [1.0, 2.0, 3.0]], dtype=torch.float64)
+    lengths, certainty = torch.tensor([[3, 4, 0], [1, 1, 1]]), torch.tensor([p, 1.0], dtype=torch.float64)
+    found = preference_losses(log_ratios, settings_, lengths, certainty)
+    plain = TrainSettings(beta=beta)
+    expected = preference_losses(log_ratios[:1, :2], plain, lengths[:1, :2], certainty[:1])
+    torch.testing.assert_close(found[:1], expected)
+    torch.testing.assert_close(found[1:], plackett_luce_losses(log_ratios[1:], beta=beta))
+
+
+def test_length_normalised_rankings_compare_means_over_tokens() -> None:
+    settings_ = TrainSettings(loss="plackett_luce", beta=0.5, length_normalised=True)
+    log_ratios = torch.tensor([[6.0, 2.0, 3.0], [4.0, 2.0, 0.0]], dtype=torch.float64)
+    lengths = torch.tensor([[3, 2, 1], [2, 2, 0]])
+    expected = [
+        plackett_luce_losses(tensor(2.0, 1.0, 3.0).view(1, 3), beta=0.5).item(),
+        plackett_luce_losses(tensor(2.0, 1.0).view(1, 2), beta=0.5).item(),
+    ]
+    assert preference_losses(log_ratios, settings_, lengths).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo", "hinge", "robust"])
+def test_a_loss_of_pairs_refuses_a_ranking(loss: Any) -> None:
+    with pytest.raises(ValueError, match="expected the shape"):
+        preference_losses(torch.zeros(1, 3), TrainSettings(loss=loss), torch.ones(1, 3))
+
+
 def test_sft_is_the_mean_over_tokens() -> None:
     assert sft_losses(tensor(-6.0, -6.0), tensor(2.0, 3.0)).tolist() == [3.0, 2.0]
 
@@ -243,7 +303,7 @@ def test_far_margins_stay_finite() -> None:
         assert torch.isfinite(plackett_luce_losses(tensor(h, 0.0).view(1, 2), beta=1.0)).all()
 
 
-@pytest.mark.parametrize("loss", ["ipo", "hinge"])
+@pytest.mark.parametrize("loss", ["ipo", "hinge", "plackett_luce"])
 def test_smoothing_where_it_means_nothing_is_refused_rather_than_ignored(loss: Any) -> None:
     with pytest.raises(BadInput, match="label_smoothing"):
         preference_losses(torch.zeros(1, 2), TrainSettings(loss=loss, label_smoothing=0.1))

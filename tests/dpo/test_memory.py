@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from dpo_studio.dpo.failures import TrainingFailed
+from dpo_studio.dpo.layouts import Size
 from dpo_studio.dpo.memory import MemoryBudget, is_out_of_memory
 
+PAIR = Size(rows=2, tokens=10)
 CPU_ERROR = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"
 
 
@@ -20,7 +22,7 @@ def test_work_is_done_again_with_half_the_tokens() -> None:
         return "done"
 
     # 4 pairs of 10 tokens, two rows each: 80 tokens, then 40, then 20.
-    assert budget.run([10] * 4, work) == "done"
+    assert budget.run([PAIR] * 4, work) == "done"
     assert [[len(group) for group in groups] for groups in seen] == [[4], [2, 2], [1, 1, 1, 1]]
     assert (budget.max_tokens, budget.num_halvings) == (20, 2)
 
@@ -30,7 +32,7 @@ def test_a_third_time_is_a_failure() -> None:
         raise RuntimeError(CPU_ERROR)
 
     with pytest.raises(TrainingFailed, match="Memory ran out with 2 pair"):
-        MemoryBudget().run([10] * 8, work)
+        MemoryBudget().run([PAIR] * 8, work)
 
 
 def test_a_single_pair_cannot_be_split() -> None:
@@ -38,7 +40,7 @@ def test_a_single_pair_cannot_be_split() -> None:
         raise MemoryError
 
     with pytest.raises(TrainingFailed, match="1 pair"):
-        MemoryBudget().run([10], work)
+        MemoryBudget().run([PAIR], work)
 
 
 def test_other_errors_are_not_taken_for_it() -> None:
@@ -46,7 +48,7 @@ def test_other_errors_are_not_taken_for_it() -> None:
         raise RuntimeError("shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        MemoryBudget().run([10], work)
+        MemoryBudget().run([PAIR], work)
 
 
 def test_every_way_of_running_out_is_known() -> None:
@@ -67,14 +69,14 @@ def test_a_third_time_turns_to_gradient_checkpointing_and_a_fourth_is_a_failure(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return "done"
 
-    assert budget.run([10] * 8, work, can_recompute=True) == "done"
+    assert budget.run([PAIR] * 8, work, can_recompute=True) == "done"
     assert seen == [(1, False), (2, False), (4, False), (4, True)]
 
     def hopeless(_groups: list[list[int]]) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(TrainingFailed, match="2 pair"):
-        budget.run([10] * 8, hopeless, can_recompute=True)
+        budget.run([PAIR] * 8, hopeless, can_recompute=True)
 
 
 def test_a_single_pair_is_recomputed_at_once() -> None:
@@ -85,7 +87,7 @@ def test_a_single_pair_is_recomputed_at_once() -> None:
             raise MemoryError
         return True
 
-    assert budget.run([10], work, can_recompute=True)
+    assert budget.run([PAIR], work, can_recompute=True)
     assert budget.num_halvings == 0
 
 

@@ -21,7 +21,7 @@ from dpo_studio.dpo.memory_estimate import (
     free_bytes,
 )
 from dpo_studio.starter import model_dir
-from tests.dpo.models import adapter_state, load_tiny, random_pairs, with_lora
+from tests.dpo.models import adapter_state, load_tiny, random_pairs, random_rankings, with_lora
 
 # 10 MB fixed, 1 MB for the head, 2 kB a token, 500 B with gradient checkpointing.
 ESTIMATE = MemoryEstimate(
@@ -91,6 +91,16 @@ def test_a_refusal_says_which_length_would_fit_and_it_does() -> None:
     assert "Training would take about 0.01 GB beside 0.05 GB of weights" in str(e.value)
     short = random_pairs([(60, 39, 20)])
     fit_budget(MemoryBudget(1000), ESTIMATE, PADDED, short, free=free, max_length=99, lora_rank=16)
+
+
+def test_the_length_that_would_fit_counts_every_response_of_a_ranking() -> None:
+    """Four rows of a padded batch: a quarter of the tokens that fit, where a pair may take half."""
+    free, options = FIXED + 500 * 199, {"max_length": 100, "lora_rank": 16}
+    long = random_rankings([(60, 40, 20, 30, 35)])
+    with pytest.raises(TrainingFailed, match=r"longest pair of 400 tokens.* a max_length of 49 would fit"):
+        fit_budget(MemoryBudget(1000), ESTIMATE, PADDED, long, free=free, **options)
+    short = random_rankings([(20, 29, 20, 25, 15)])
+    fit_budget(MemoryBudget(1000), ESTIMATE, PADDED, short, free=free, **options)
 
 
 def test_a_refusal_names_a_rank_where_the_optimiser_is_too_much() -> None:

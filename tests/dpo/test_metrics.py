@@ -31,6 +31,31 @@ def test_by_hand() -> None:
     assert found == pytest.approx(expected)
 
 
+def test_a_ranking_is_told_by_its_best_and_worst_and_the_order_of_all() -> None:
+    # Log-ratios (3, 5, −1) of three responses, two of three pairs in order; (1, 2) of two, in the wrong one.
+    policy = torch.tensor([[-7.0, -5.0, -11.0], [-4.0, -3.0, 0.0]], dtype=torch.float64)
+    reference = torch.tensor([[-10.0, -10.0, -10.0], [-5.0, -5.0, 0.0]], dtype=torch.float64)
+    lengths = torch.tensor([[4.0, 5.0, 2.0], [5.0, 3.0, 0.0]], dtype=torch.float64)
+    found = preference_metrics(policy, reference, lengths, beta=0.5)
+    rewards = torch.tensor([1.5, 2.5, -0.5, 0.5, 1.0], dtype=torch.float64)
+    there = torch.tensor([4.0, 5.0, 2.0, 5.0, 3.0], dtype=torch.float64)
+    assert found == pytest.approx(
+        {
+            "rewards/chosen": (1.5 + 0.5) / 2,
+            "rewards/rejected": (-0.5 + 1.0) / 2,
+            "rewards/margins": (2.0 - 0.5) / 2,
+            "rewards/accuracies": (2 / 3 + 0) / 2,
+            "logps/chosen": (-7 - 4) / 2,
+            "logps/rejected": (-11 - 3) / 2,
+            "logratio_per_token/chosen": (3 / 4 + 1 / 5) / 2,
+            "logratio_per_token/rejected": (-1 / 2 + 2 / 3) / 2,
+            "logratio_negative/chosen": 0.0,
+            "lengths/gap": (2 + 2) / 2,
+            "rewards/length_correlation": torch.corrcoef(torch.stack([rewards, there]))[0, 1].item(),
+        }
+    )
+
+
 def test_the_correlation_is_pearsons_over_all_responses() -> None:
     found = preference_metrics(POLICY, REFERENCE, LENGTHS, beta=0.5)["rewards/length_correlation"]
     rewards = 0.5 * (POLICY - REFERENCE).flatten()

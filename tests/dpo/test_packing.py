@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 from dpo_studio.dpo.batches import Batch, TokenPair, TokenSequence
 from dpo_studio.dpo.layouts import PREFIX_SHARED
 from dpo_studio.dpo.packing import pack_pairs, pack_sequences, plan_bins, share_prefixes
-from tests.dpo.models import CPU, random_pairs
+from tests.dpo.models import CPU, random_rankings
 
 sizes = st.lists(st.integers(1, 400), max_size=40)
-shapes = st.lists(
-    st.tuples(st.integers(1, 60), st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=8
-)
+# Tokens of a prompt and of two to five responses to it.
+shapes = st.lists(st.lists(st.integers(1, 40), min_size=3, max_size=6), min_size=1, max_size=8)
 relaxed = settings(deadline=None)
 
 
@@ -41,20 +40,18 @@ def test_bins_are_filled_by_first_fit_decreasing() -> None:
 
 @relaxed
 @given(shapes, st.integers(1, 300))
-def test_hardly_a_token_is_processed_that_is_not_there(
-    shapes: list[tuple[int, int, int]], max_tokens: int
-) -> None:
-    pairs = random_pairs(shapes)
+def test_hardly_a_token_is_processed_that_is_not_there(shapes: list[list[int]], max_tokens: int) -> None:
+    pairs = random_rankings(shapes)
     groups = PREFIX_SHARED.plan([PREFIX_SHARED.size(pair) for pair in pairs], max_tokens)
     batches = [share_prefixes([pairs[index] for index in group], CPU) for group in groups]
     processed = sum(batch.input_ids.numel() for batch in batches)
-    assert processed / sum(p + c + r for p, c, r in shapes) <= 1.02
+    assert processed / sum(map(sum, shapes)) <= 1.02
 
 
 @relaxed
 @given(shapes)
-def test_following_the_segments_back_gives_every_sequence(shapes: list[tuple[int, int, int]]) -> None:
-    pairs = random_pairs(shapes)
+def test_following_the_segments_back_gives_every_sequence(shapes: list[list[int]]) -> None:
+    pairs = random_rankings(shapes)
     sequences = [sequence for pair in pairs for sequence in pair.sequences]
     for batch in (share_prefixes(pairs, CPU), pack_pairs(pairs, CPU)):
         assert _read(batch) == sequences
@@ -100,6 +97,17 @@ def test_the_prompt_is_stored_once() -> None:
     assert batch.predict_at.tolist() == [2, 3, 2, 6, 6, 8]
     assert batch.targets.tolist() == [4, 5, 6, 8, 9, 10]
     assert batch.lengths == (2, 1, 1, 2)
+
+
+def test_every_response_of_a_ranking_follows_the_one_prompt() -> None:
+    ranking = TokenPair((1, 2), (3,), (4, 5), between=((6, 7), (8,)))
+    batch = share_prefixes([ranking, TokenPair((9,), (3,), (4,))], CPU)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 6, 7, 8, 4, 5, 9, 3, 4]]
+    assert batch.position_ids is not None
+    assert batch.position_ids.tolist() == [[0, 1, 2, 2, 3, 2, 2, 3, 0, 1, 1]]
+    assert batch.lengths == (1, 2, 1, 2, 1, 1)
+    for laid_out in (batch, pack_pairs([ranking, TokenPair((9,), (3,), (4,))], CPU)):
+        assert _read(laid_out)[:4] == list(ranking.sequences)
 
 
 def test_a_packed_pair_repeats_its_prompt() -> None:

@@ -20,7 +20,7 @@ from dpo_studio.dpo.memory import MemoryBudget
 from dpo_studio.dpo.metrics import SUM_NAMES, metrics_of
 from dpo_studio.dpo.trainer import StepResult, Trainer, epoch_batches, learning_rate_at
 from dpo_studio.dpo.world import World
-from tests.dpo.models import adapter_state, load_tiny, random_pairs, with_lora
+from tests.dpo.models import adapter_state, load_tiny, random_pairs, random_rankings, with_lora
 
 PAIRS = random_pairs([(5, 4, 9), (3, 12, 2), (8, 6, 6), (4, 1, 7), (6, 3, 5), (2, 8, 8), (9, 5, 4)])
 
@@ -101,16 +101,20 @@ def test_the_last_shorter_batch_is_the_mean_over_its_own_pairs(model: Any) -> No
     assert results[1].metrics["logps/chosen"] == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_shares_of_several_processes_add_up_to_one_step(tmp_path: Path, size: int) -> None:
-    """Each rank's sums, added by hand, give the whole; 3 ranks leave one without a pair of the last batch."""
-    settings = one_step(batch_size=5)
+@pytest.mark.parametrize(("size", "loss"), [(2, "sigmoid"), (3, "sigmoid"), (2, "plackett_luce")])
+def test_shares_of_several_processes_add_up_to_one_step(tmp_path: Path, size: int, loss: Any) -> None:
+    """Each rank's sums, added by hand, give the whole; 3 ranks leave one without a pair of the last batch.
+
+    One of the ranks may have a ranking of more responses than all the others have.
+    """
+    settings = one_step(loss=loss, batch_size=5)
+    pairs = [*PAIRS, *random_rankings([(5, 4, 3, 6, 2)] * (loss == "plackett_luce"))]
     alone = with_lora(load_tiny(tmp_path / "alone"), is_perturbed=True)
-    expected = train(alone, settings)[0].metrics
+    expected = train(alone, settings, pairs)[0].metrics
     parts: list[torch.Tensor] = []
     for rank in range(size):
         model = with_lora(load_tiny(tmp_path / str(rank)), is_perturbed=True)
-        reference = reference_of(model, PAIRS)
+        reference = reference_of(model, pairs)
         sums: list[torch.Tensor] = []
 
         def record(tensor: torch.Tensor, sums: list[torch.Tensor] = sums) -> torch.Tensor:
@@ -118,7 +122,7 @@ def test_shares_of_several_processes_add_up_to_one_step(tmp_path: Path, size: in
             return tensor
 
         world = World(rank, size, record)
-        next(Trainer(ResponseScorer(model), PAIRS, reference, settings, world=world).steps())
+        next(Trainer(ResponseScorer(model), pairs, reference, settings, world=world).steps())
         # In order: the agreement to go on, the gradients, the metrics.
         assert len(sums) == 3
         parts.append(torch.cat([sums[1].double(), sums[2]]))

@@ -40,16 +40,21 @@ def test_training_settings_are_shown_changed_kept_and_reset(
     expect(rounds.training_field("beta")).to_have_value("0.1")
     rounds.training_field("beta").fill("0.5")
     rounds.training_field("epochs").fill("2")
+    rounds.training_field("early-stop-patience").fill("1")
+    rounds.training_field("soft-labels").check()
     rounds.save_training_settings()
     rounds.expect_training_notice("Training settings saved")
     rounds.expect_training_summary("beta 0.5 (preset 0.1), epochs 2 (preset 4)")
-    assert (served.world.training.choice.beta, served.world.training.choice.epochs) == (0.5, 2)
+    chosen = served.world.training.choice
+    assert (chosen.beta, chosen.epochs, chosen.early_stop_patience, chosen.soft_labels) == (0.5, 2, 1, True)
     rounds.open()
     rounds.open_training_settings()
     expect(rounds.training_field("beta")).to_have_value("0.5")
+    expect(rounds.training_field("soft-labels")).to_be_checked()
     rounds.reset_training_settings()
     rounds.expect_training_summary("The preset for this model")
     expect(rounds.training_field("epochs")).to_have_value("4")
+    expect(rounds.training_field("soft-labels")).not_to_be_checked()
     assert served.world.training.choice == served.world.training.preset
     assert watched.errors == []
 
@@ -74,3 +79,13 @@ def test_a_round_shows_the_settings_it_used(rounds: RoundsPage) -> None:
     rounds.wait_for_status(1, "promoted")
     card = rounds.page.locator("#history article").first
     expect(card).to_contain_text("sigmoid loss · beta 0.25 · learning rate 0.002 · 4 epochs · rank 16")
+
+
+def test_how_a_round_trained_is_told_when_it_is_unfolded(rounds: RoundsPage) -> None:
+    rounds.train_now()
+    rounds.wait_for_status(1, "promoted")
+    trained = rounds.page.locator("#history details").filter(has_text="How it trained")
+    sentence = trained.get_by_text("Trained in the prefix-shared layout.")
+    expect(sentence).to_be_hidden()
+    trained.get_by_text("How it trained").click()
+    expect(sentence).to_be_visible()

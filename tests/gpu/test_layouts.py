@@ -10,10 +10,11 @@ from dpo_studio.dpo.layouts import PACKED, PADDED, PREFIX_SHARED, pair_logps
 from dpo_studio.dpo.logps import ResponseScorer
 from dpo_studio.dpo.segment_attention import _can_use_varlen, attend_segments
 from dpo_studio.dpo.self_check import choose_layout
-from tests.dpo.models import load_tiny, random_pairs, with_lora
+from tests.dpo.models import load_tiny, random_rankings, with_lora
 from tests.dpo.test_segment_attention import MODULE, SEGMENTS
 
-PAIRS = random_pairs([(20, 30, 12), (3, 1, 4), (11, 7, 2)])
+# The last is a ranking of four.
+PAIRS = random_rankings([(20, 30, 12), (3, 1, 4), (11, 7, 2), (9, 12, 3, 8, 5)])
 
 
 @pytest.mark.parametrize("window", [None, 3])

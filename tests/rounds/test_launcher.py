@@ -16,10 +16,17 @@ import pytest
 from dpo_studio.domain.codec import to_json
 from dpo_studio.domain.round import RoundReport, StepProgress
 from dpo_studio.errors import StorageError
+from dpo_studio.files import sha256_of_tree
 from dpo_studio.paths import RoundPaths
-from dpo_studio.rounds.launcher import LaunchSettings, WorkerOutcome, WorkerProcess
+from dpo_studio.rounds.launcher import (
+    LaunchSettings,
+    WorkerOutcome,
+    WorkerProcess,
+    ask_to_stop,
+    finished_before,
+)
 from dpo_studio.rounds.priority import NicenessWatchdog
-from dpo_studio.rounds.process_identity import identify, reap_orphan
+from dpo_studio.rounds.process_identity import has_ended, identify, reap_orphan
 
 REPORT = to_json(
     RoundReport(
@@ -148,6 +155,27 @@ async def test_an_exit_without_a_readable_report_is_a_failure(tmp_path: Path, re
     assert "no report" in outcome.reason
 
 
+def test_a_finished_workers_result_can_be_taken_later(tmp_path: Path) -> None:
+    paths = RoundPaths(tmp_path)
+    paths.adapter.mkdir()
+    (paths.adapter / "weights").write_text("whole")
+    report = {**REPORT, "adapter_sha256": sha256_of_tree(paths.adapter)}
+    assert finished_before(paths) is None, "there is no report"
+    paths.report.write_text(json.dumps(report))
+    outcome = finished_before(paths)
+    assert outcome is not None and outcome.kind == "ok" and outcome.report is not None
+
+
+@pytest.mark.parametrize("changes", [{"ok": False}, {"adapter_sha256": {}}, {"adapter_sha256": {"a": "b"}}])
+def test_a_failed_or_half_result_is_not_taken_later(tmp_path: Path, changes: dict[str, object]) -> None:
+    paths = RoundPaths(tmp_path)
+    paths.adapter.mkdir()
+    (paths.adapter / "weights").write_text("whole")
+    report = {**REPORT, "adapter_sha256": sha256_of_tree(paths.adapter), **changes}
+    paths.report.write_text(json.dumps(report))
+    assert finished_before(paths) is None
+
+
 async def test_an_old_report_is_never_taken_for_a_new_one(tmp_path: Path) -> None:
     RoundPaths(tmp_path).report.write_text(json.dumps(REPORT))
     outcome, _ = await run(tmp_path, "")
@@ -163,6 +191,22 @@ async def test_a_killed_worker_names_its_signal(tmp_path: Path, number: signal.S
     )
     assert outcome.kind == "killed"
     assert number.name in outcome.reason
+
+
+async def test_a_worker_that_obeys_a_signal_from_outside_was_killed_and_not_cancelled(tmp_path: Path) -> None:
+    """A machine that goes down tells its processes first: their rounds counted as cancelled by a person."""
+    script = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(4)); say('training', 1); time.sleep(60)"
+    outcome, _ = await run(tmp_path, script, during=lambda worker, _: os.kill(worker.pid, signal.SIGTERM))
+    assert outcome.kind == "killed"
+    assert "signal from outside" in outcome.reason
+
+
+async def test_a_killed_worker_that_was_to_stop_is_cancelled(tmp_path: Path) -> None:
+    """The wish is in the folder, also when another process of the studio had left it there."""
+    script = "say('training', 1); os.kill(os.getpid(), signal.SIGKILL)"
+    ask_to_stop(RoundPaths(tmp_path))
+    outcome, _ = await run(tmp_path, script)
+    assert outcome.kind == "cancelled"
 
 
 async def test_a_silent_worker_is_stopped_as_hung(tmp_path: Path) -> None:
@@ -271,6 +315,19 @@ def test_an_orphan_is_reaped_only_when_it_is_the_very_same_process() -> None:
         assert reap_orphan(process.pid, identity.started, identity.boot_id)
         assert process.wait(5) == -signal.SIGKILL
         assert not reap_orphan(process.pid, identity.started, identity.boot_id)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_end_of_a_process_is_waited_for_and_no_longer_than_told() -> None:
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        who = identify(process.pid)
+        assert who is not None
+        assert not has_ended(who, timeout_s=0.1)
+        process.kill()
+        assert has_ended(who, timeout_s=5)
     finally:
         process.kill()
         process.wait()

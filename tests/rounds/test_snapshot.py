@@ -1,5 +1,6 @@
 """A snapshot can be proved: same pairs, same hash; every row traces; nothing is written over."""
 
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -74,6 +75,22 @@ def test_every_row_traces_to_votes_labelers_texts_and_versions(tmp_path: Path) -
         }
     ]
     assert paths.heldout.read_bytes() == b""
+
+
+def test_a_ranking_is_frozen_whole_with_where_each_response_came_from(tmp_path: Path) -> None:
+    paths = RoundPaths(tmp_path)
+    between = (SampledText("so so", None, ""), SampledText("well", (4, 5), "v2"))
+    ranking = dataclasses.replace(pairs(1)[0], between=between)
+    snapshot = write_snapshot([ranking, *pairs(3)[1:]], paths, 0.0)
+    row, *others = read_jsonl(paths.train)
+    assert row["between"] == [
+        {"role": "assistant", "content": "so so", "ids": None, "version": ""},
+        {"role": "assistant", "content": "well", "ids": [4, 5], "version": "v2"},
+    ]
+    assert all("between" not in other for other in others)
+    turned = dataclasses.replace(ranking, between=between[::-1])
+    other = write_snapshot([turned, *pairs(3)[1:]], RoundPaths(tmp_path / "turned"), 0.0)
+    assert other.dataset_sha256 != snapshot.dataset_sha256
 
 
 def test_no_prompt_is_in_both_files(tmp_path: Path) -> None:

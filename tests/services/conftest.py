@@ -15,7 +15,7 @@ from dpo_studio.domain.chat import Message, SamplingParams
 from dpo_studio.domain.preference import Choice
 from dpo_studio.rounds.gate import GateThresholds
 from dpo_studio.rounds.launcher import LaunchSettings
-from dpo_studio.services import boot
+from dpo_studio.services import boot, round_runner
 from dpo_studio.services.comparison_maker import ComparisonMaker
 from dpo_studio.services.deployment import DeploymentService
 from dpo_studio.services.labeling import LabelingService
@@ -111,7 +111,11 @@ class Rounds:
 
 
 @pytest.fixture
-async def rounds(bench: Bench, tmp_path: Path) -> AsyncIterator[Rounds]:
+async def rounds(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> AsyncIterator[Rounds]:
+    """Parametrized indirectly by whether its runner lets a round wait for the next start of the studio."""
+    monkeypatch.setattr(round_runner, "PAUSE_S", 0.02)
     script = tmp_path / "script"
     script.write_text("good")
     command = (sys.executable, "-m", "tests.services.scripted_worker", str(script))
@@ -127,6 +131,7 @@ async def rounds(bench: Bench, tmp_path: Path) -> AsyncIterator[Rounds]:
         lease=RoundLease(bench.database, owner="this process", now=bench.clock),
         launch=LaunchSettings(command=command, poll_s=0.02),
         now=bench.clock,
+        takes_up=getattr(request, "param", False),
     )
     service = RoundService(
         bench.database,

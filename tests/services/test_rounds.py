@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dpo_studio.domain.preference import Choice
-from dpo_studio.domain.round import RoundStatus, preset_for
+from dpo_studio.domain.round import RoundStatus, TrainingFacts, preset_for
 from dpo_studio.errors import BadInput, Conflict, EngineUnavailable, ModelError, NotFound
 from dpo_studio.rounds import registry
 from dpo_studio.services import boot
@@ -43,6 +43,24 @@ async def test_steps_are_kept(rounds: Rounds) -> None:
     view = await rounds.train()
     steps = rounds.service.steps(view.number)
     assert [step.step for step in steps if step.phase == "training"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("ending", ["good", "bad"])
+async def test_a_rounds_record_says_how_it_trained_whatever_the_gate_says(
+    rounds: Rounds, ending: str
+) -> None:
+    rounds.plays(ending)
+    await rounds.label(6)
+    trained = TrainingFacts("Trained in the packed layout.", ("Training ended early.",), 2, 1, 3, 4, 1.5)
+    assert (await rounds.train()).training == trained
+    (listed,) = rounds.service.list()
+    assert listed.training == trained
+
+
+async def test_a_round_without_a_report_says_nothing_of_its_training(rounds: Rounds) -> None:
+    rounds.plays("refuse")
+    await rounds.label(6)
+    assert (await rounds.train()).training is None
 
 
 async def test_a_round_that_fails_the_gate_changes_nothing(rounds: Rounds) -> None:

@@ -13,7 +13,7 @@ from dpo_studio.store import audit, studio_settings
 from tests.services.conftest import Bench, Rounds
 
 SMALL = preset_for(3_000_000)
-CHOICE = TrainingChoice("robust", 0.3, 0.1, 0.5, 1e-3, 2, 8)
+CHOICE = TrainingChoice("robust", 0.3, 0.1, 0.5, 1e-3, 2, 8, 1, 0.5, True)
 
 
 @pytest.fixture
@@ -52,6 +52,15 @@ def test_what_nobody_changed_follows_the_preset_of_another_model(
     assert settings.learning_rate != SMALL.learning_rate
 
 
+def test_a_choice_stored_when_there_was_less_to_choose_still_counts(
+    training: TrainingChoices, bench: Bench
+) -> None:
+    with bench.database.write() as session:
+        studio_settings.put_setting("training", {"beta": 0.4}, session=session)
+    settings = training.settings()
+    assert (settings.beta, settings.early_stop_patience, settings.soft_labels) == (0.4, 0, False)
+
+
 def test_a_choice_of_other_code_is_a_sentence_and_a_reset_mends_it(
     training: TrainingChoices, bench: Bench
 ) -> None:
@@ -82,11 +91,15 @@ def test_a_change_is_in_the_audit_log(training: TrainingChoices, bench: Bench) -
         ({"label_smoothing": 0.5}, "label_smoothing: expected 0 to below 0.5, found 0.5"),
         ({"label_smoothing": -0.1}, "label_smoothing: expected 0 to below 0.5"),
         ({"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing: expected 0 with the ipo loss"),
+        ({"loss": "plackett_luce", "label_smoothing": 0.1}, "expected 0 with the plackett_luce loss"),
         ({"sft_weight": -1.0}, "sft_weight: expected 0 to 100, found -1"),
         ({"sft_weight": float("nan")}, "sft_weight: expected 0 to 100"),
         ({"learning_rate": 0.0}, "learning_rate: expected above 0"),
         ({"epochs": 0}, "epochs: expected above 0 and at most 100"),
         ({"lora_rank": 513}, "lora_rank: expected above 0 and at most 512"),
+        ({"early_stop_patience": -1}, "early_stop_patience: expected 0 to 100, found -1"),
+        ({"ld_alpha": 1.5}, "ld_alpha: expected 0 to 1, found 1.5"),
+        ({"ld_alpha": float("nan")}, "ld_alpha: expected 0 to 1, found nan"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_by_name_and_changes_nothing(

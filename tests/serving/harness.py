@@ -78,11 +78,12 @@ def make_rig(
     max_rows: int = 8,
     max_context: int = 256,
     num_slots: int = 4,
+    dtype: str = "float32",
     **limits: int,
 ) -> Rig:
-    """An engine over the model in `folder`, on the CPU in float32."""
+    """An engine over the model in `folder`, on the CPU."""
     torch.set_num_threads(1)
-    base = load_base(str(folder), device="cpu", dtype="float32")
+    base = load_base(str(folder), device="cpu", dtype=dtype)
     slots = AdapterSlots(base.model, num_slots)
     built = build_runner(base, slots, max_rows=max_rows, max_context=max_context)
     seeds = itertools.count(1000)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dpo_studio.store.database import Database
 from dpo_studio.store.doctor import filesystem_of
+from dpo_studio.store.migrate import head_revision
 from tests.store.makers import add_judged
 
 
@@ -13,7 +14,11 @@ def test_a_good_database_has_no_problems(db: Database) -> None:
     with db.write() as session:
         add_judged(session)
     report = db.check()
-    assert (report.integrity, report.foreign_key_violations, report.schema_revision) == ((), 0, "0001")
+    assert (report.integrity, report.foreign_key_violations, report.schema_revision) == (
+        (),
+        0,
+        head_revision(),
+    )
     assert report.journal_mode == db.journal_mode
     assert report.sqlite_version in report.journal_reason
     assert report.synchronous_full and report.foreign_keys

@@ -48,6 +48,31 @@ def test_only_current_votes_count(db: Database) -> None:
     assert count(db) == 0
 
 
+def test_a_whole_ranking_is_one_and_otherwise_all_of_its_pairs(db: Database) -> None:
+    with db.write() as session:
+        add_judged(session)
+    add_import(db, "best", "good", "fair", "poor")
+    add_import(db, "yes", "no", prompt="Two?")
+    assert len(list(pairs.iterate_pairs(db))) == 1 + 6 + 1
+    voted, *imported = pairs.iterate_pairs(db, whole_rankings=True)
+    assert not voted.between and voted.vote_ids
+    found = {tuple(text.text for text in pair.responses): pair.pair_id for pair in imported}
+    assert set(found) == {("best", "good", "fair", "poor"), ("yes", "no")}
+    assert found["best", "good", "fair", "poor"].endswith(":all")
+    assert found["yes", "no"].endswith(":0-1"), "a ranking of two is the pair that it always was"
+
+
+def test_an_empty_worst_answer_does_not_take_its_ranking_with_it(db: Database) -> None:
+    add_import(db, "best", "good", "fair", "")
+    found = list(pairs.iterate_pairs(db, whole_rankings=True))
+    assert [[text.text for text in pair.responses] for pair in found] == [
+        ["best", "good", "fair"],
+        ["best", ""],
+        ["good", ""],
+        ["fair", ""],
+    ]
+
+
 def test_a_vote_after_the_cut_off_is_left_out(db: Database) -> None:
     with db.write() as session:
         add_judged(session, now=at(0))

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from dpo_studio.domain.round import RoundStatus, StepProgress, TrainSettings, Verdict
+from dpo_studio.domain.round import RoundStatus, StepProgress, TrainingFacts, TrainSettings, Verdict
 from dpo_studio.errors import Conflict, NotFound, StudioError
 from dpo_studio.store import leases, rounds
 from dpo_studio.store.database import Database
@@ -158,6 +158,18 @@ def test_results_are_kept_even_when_the_loss_diverged(db: Database) -> None:
     assert record is not None
     assert math.isnan(record.metrics["loss"])
     assert (record.verdict, record.version) == (verdict, "v1")
+
+
+def test_how_a_round_trained_is_kept_and_outlasts_its_end(db: Database) -> None:
+    number = queue(db)
+    facts = TrainingFacts("Trained in the packed layout.", ("One", "two"), 1, 2, 3, 4, 5.5)
+    with db.write() as session:
+        rounds.record_training(number, facts, session=session)
+        rounds.record_result(number, metrics={}, verdict=None, version=None, session=session)
+        rounds.set_status(number, S.CANCELLED, now=START, session=session)
+    with db.read() as session:
+        record = rounds.get_round(number, session=session)
+    assert record is not None and record.training == facts
 
 
 def test_steps_come_back_in_order_and_from_anywhere(db: Database) -> None:

@@ -105,6 +105,30 @@ def test_a_fitted_pair_fits_and_keeps_something_of_everything(p: int, c: int, r:
     assert (fitted == whole) is (len(whole) <= most)
 
 
+def ranking(prompt: str, *responses: str) -> PreferencePair:
+    best, *between, worst = (SampledText(text) for text in responses)
+    return replace(pair(prompt, best, worst), between=tuple(between))
+
+
+def test_a_ranking_keeps_its_order_and_all_are_cut_at_the_same_length() -> None:
+    (found,) = run(ranking("q" * 50, "a" * 40, "b" * 30, "c", "d" * 20), max_length=20).pairs
+    assert [(chr(ids[0]), len(ids)) for ids in found.responses] == [("a", 10), ("b", 10), ("c", 1), ("d", 10)]
+    assert (len(found.prompt), len(found)) == (10, 20)
+
+
+def test_a_ranking_of_which_one_part_teaches_nothing_is_dropped() -> None:
+    found = run(
+        ranking("q", "yes", " ", "no"),
+        ranking("q", "yes", "no", ""),
+        ranking("q", "yes", "no", "no"),
+        ranking("q" * 10, "a" * 50 + "b", "x", "a" * 50 + "c"),
+        ranking("q", "yes", "perhaps", "no"),
+        max_length=20,
+    )
+    assert len(found.pairs) == 1
+    assert found.dropped == {"with an empty response": 2, "with two equal responses": 2}
+
+
 def test_a_probability_is_used_only_with_soft_labels_and_survives_a_cut() -> None:
     doubted = replace(pair("q" * 30, SampledText("yes"), SampledText("no")), chosen_probability=0.75)
     hard = encode_pairs([doubted], encode, max_length=10, vocabulary=128)

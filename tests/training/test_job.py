@@ -21,6 +21,13 @@ def test_pairs_come_back_in_order_with_their_ids_and_votes(tmp_path: Path, model
     assert (second.messages[0].content, second.vote_ids) == ("Question 2, please?", ("v2",))
 
 
+def test_a_ranking_comes_back_as_it_was_frozen(tmp_path: Path, model: Path) -> None:
+    best, fair, worst = SampledText("a", (5, 6), "v1"), SampledText("b"), SampledText("c", (7,), "base")
+    pair = PreferencePair("p:all", (Message("user", "q"),), best, worst, (), (), between=(fair, best))
+    paths = make_round(tmp_path, model, train=[pair_to_row(pair)])
+    assert read_assignment(paths).train == (pair,)
+
+
 def test_a_changed_snapshot_is_refused(tmp_path: Path, model: Path) -> None:
     paths = make_round(tmp_path, model)
     paths.train.write_text(paths.train.read_text().replace("Yes 3", "No 3"))
@@ -42,6 +49,8 @@ def test_a_wrong_count_is_refused(tmp_path: Path, model: Path) -> None:
         row(1, "a", "b") | {"prompt": [{"role": "user"}]},
         row(1, "a", "b") | {"chosen": []},
         row(1, "a", "b") | {"rejected": [{"role": "assistant", "content": 5}]},
+        row(1, "a", "b") | {"between": [{"role": "assistant", "content": "c"}]},
+        row(1, "a", "b") | {"between": ["c"]},
     ],
 )
 def test_a_row_that_is_no_pair_names_its_line(tmp_path: Path, model: Path, bad: object) -> None:

@@ -55,6 +55,17 @@ def test_other_tokens_are_another_pair(tmp_path: Path) -> None:
     assert cache.find([moved]).isnan().all()
 
 
+def test_a_ranking_has_a_number_for_each_response_and_is_another_than_its_pair(tmp_path: Path) -> None:
+    cache = ReferenceCache(tmp_path, KEY)
+    ranking = dataclasses.replace(PAIRS[0], between=((7, 8), (9,)))
+    logps = torch.tensor([[-1 / 3, -0.1, -1 / 7, -9.0], [-1.1, -2.2, 0.0, 0.0]], dtype=torch.float64)
+    cache.keep([ranking, PAIRS[1]], logps)
+    assert torch.equal(cache.find([ranking, PAIRS[1]]), logps)
+    turned = dataclasses.replace(ranking, between=((9,), (7, 8)))
+    found = cache.find([PAIRS[0], turned, PAIRS[1]])
+    assert found.isnan().tolist() == [[True] * 2 + [False] * 2, [True] * 4, [False] * 4]
+
+
 def test_numbers_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
     cache = ReferenceCache(tmp_path, KEY)
     cache.keep(PAIRS[:1], torch.tensor([[-1.0, float("-inf")]], dtype=torch.float64))

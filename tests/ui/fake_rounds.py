@@ -8,7 +8,7 @@ from threading import Thread, Timer
 from time import sleep
 from typing import TYPE_CHECKING, Any
 
-from dpo_studio.domain.round import RoundStatus, StepProgress, TrainSettings, Verdict
+from dpo_studio.domain.round import RoundStatus, StepProgress, TrainingFacts, TrainSettings, Verdict
 from dpo_studio.errors import BadInput, Conflict, NotFound
 from dpo_studio.services.training_choice import applied
 from dpo_studio.services.views import RoundsView, RoundView, ScheduleView, StudioStatus, VersionView
@@ -68,6 +68,7 @@ class FakeRounds:
             status=status,
             version=version,
             verdict=FAKE_VERDICT,
+            training=FAKE_FACTS,
             metrics={"heldout/rewards/accuracies": 0.71, "loss": steps[-1].metrics["loss"]},
             finished_at=datetime.now(UTC),
             progress=None,
@@ -187,6 +188,17 @@ FAKE_VERDICT = Verdict(
         "Answers end by themselves in 100 % of probes; asked for at least 90 %.",
         "KL from base 0.08 nats per token; asked for at most 0.30.",
     ),
+)
+
+
+FAKE_FACTS = TrainingFacts(
+    layout="Trained in the prefix-shared layout.",
+    notes=("The adapter after step 30 of 40 was kept: its held-out loss of 0.4211 was the lowest.",),
+    num_truncated=2,
+    num_dropped=0,
+    num_reference_computed=9,
+    num_reference_known=39,
+    train_seconds=83.0,
 )
 
 

@@ -20,7 +20,7 @@ from dpo_studio.ui.rounds_screen import (
     schedule_of,
     state_key,
 )
-from tests.ui.fake_rounds import FAKE_VERDICT, fake_round
+from tests.ui.fake_rounds import FAKE_FACTS, FAKE_VERDICT, fake_round
 from tests.ui.fakes import READY, SCHEDULE, World
 from tests.ui.payloads import PAYLOADS
 from tests.ui.test_markup import Seen
@@ -89,6 +89,22 @@ def test_a_round_shows_the_settings_it_used_and_leaves_out_what_was_off() -> Non
     assert "smoothing" not in text_of(render_history([plain]))
     used = replace(plain, settings=TrainSettings(loss="robust", label_smoothing=0.1, sft_weight=0.5))
     assert "label smoothing 0.1 · SFT weight 0.5" in text_of(render_history([used]))
+    settings = TrainSettings(early_stop_patience=2, soft_labels=True, ld_alpha=0.5, length_normalised=True)
+    assert (
+        "rank 16 · length desensitisation 0.5 · length-normalised · split votes as probabilities"
+        " · early stop after 2 epochs"
+    ) in text_of(render_history([replace(plain, settings=settings)]))
+
+
+def test_a_round_unfolds_how_it_trained_and_an_old_one_has_nothing_to_unfold() -> None:
+    view = fake_round(3, status=RoundStatus.PROMOTED, verdict=FAKE_VERDICT)
+    assert "How it trained" not in text_of(render_history([view]))
+    seen = Seen(render_history([replace(view, training=FAKE_FACTS)]))
+    gate, trained = [attributes for tag, attributes in seen.tags if tag == "details"]
+    assert "open" in gate and "open" not in trained, "the gate's checks are what the newest card shows"
+    assert "How it trained" in seen.text
+    assert FAKE_FACTS.layout in seen.text and FAKE_FACTS.notes[0] in seen.text
+    assert "2 pairs were too long and cut to fit." in seen.text
 
 
 def test_every_version_but_the_live_one_can_be_made_live() -> None:
@@ -131,8 +147,14 @@ def test_no_payload_becomes_an_element_of_the_history(payload: str) -> None:
     plain = fake_round(
         1, status=RoundStatus.FAILED, reason="x", trigger="x", version="x", verdict=Verdict(False, ("x",))
     )
+    plain = replace(plain, training=replace(FAKE_FACTS, notes=("x",)))
     hostile = replace(
-        plain, reason=payload, trigger=payload, version=payload, verdict=Verdict(False, (payload,))
+        plain,
+        reason=payload,
+        trigger=payload,
+        version=payload,
+        verdict=Verdict(False, (payload,)),
+        training=replace(FAKE_FACTS, layout=payload, notes=(payload,)),
     )
     assert Seen(render_history([hostile])).tags == Seen(render_history([plain])).tags
 

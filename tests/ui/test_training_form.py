@@ -13,7 +13,7 @@ from tests.ui.fakes import World
 from tests.ui.test_markup import Seen
 
 NUM_OUTPUTS = 2 + len(FIELDS)
-ENTERED: list[Any] = ["ipo", 0.5, 0.0, 1, 0.001, 3.0, 8]
+ENTERED: list[Any] = ["ipo", 0.5, 0.0, 1, 0.001, 3.0, 8, 2.0, 1, True]
 
 
 def saved(handlers: TrainingHandlers, entered: list[Any], request: Any) -> tuple[Any, ...]:
@@ -59,6 +59,10 @@ def test_saving_changes_the_choice_under_the_callers_name_and_names_the_differen
         (2, 0.2, "label_smoothing: expected 0 with the ipo loss"),
         (5, 2.5, "epochs: expected int"),
         (6, True, "lora_rank: expected int"),
+        (7, -1, "early_stop_patience: expected 0 to 100, found -1"),
+        (7, None, "early stop: expected a value, found none"),
+        (8, 1.5, "ld_alpha: expected 0 to 1, found 1.5"),
+        (9, 1, "soft_labels: expected bool"),
     ],
 )
 def test_a_refused_value_is_a_sentence_and_leaves_form_and_choice_alone(
@@ -95,9 +99,10 @@ def test_before_the_model_is_known_the_form_stays_closed(
 
 
 def test_whole_numbers_may_come_as_floats() -> None:
-    assert choice_of_form(ENTERED).epochs == 3
+    choice = choice_of_form(ENTERED)
+    assert (choice.epochs, choice.early_stop_patience) == (3, 2)
     with pytest.raises(BadInput):
-        choice_of_form([*ENTERED[:5], float("inf"), 8])
+        choice_of_form([*ENTERED[:5], float("inf"), *ENTERED[6:]])
 
 
 def test_the_summary_is_of_what_differs(world: World) -> None:
@@ -105,4 +110,8 @@ def test_the_summary_is_of_what_differs(world: World) -> None:
     changed = replace(view, choice=replace(view.choice, learning_rate=1e-5))
     assert Seen(render_summary(changed)).text == (
         "Changed from the preset: learning rate 1e-05 (preset 0.002)."
+    )
+    switched = replace(view, choice=replace(view.choice, soft_labels=True))
+    assert Seen(render_summary(switched)).text == (
+        "Changed from the preset: split votes as probabilities on (preset off)."
     )

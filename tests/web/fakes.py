@@ -12,7 +12,7 @@ from typing import Any
 
 from dpo_studio.domain.chat import BASE, EngineStatus, Message, SamplingParams, check_conversation
 from dpo_studio.domain.preference import Choice
-from dpo_studio.domain.round import RoundStatus, StepProgress, TrainSettings, Verdict
+from dpo_studio.domain.round import RoundStatus, StepProgress, TrainingFacts, TrainSettings, Verdict
 from dpo_studio.errors import BadInput, Conflict, EngineUnavailable, NotFound
 from dpo_studio.services.data import ImportResult
 from dpo_studio.services.studio import Studio
@@ -29,6 +29,7 @@ from dpo_studio.settings import load_settings
 from tests.fakes import FakeTraining
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+TRAINED = TrainingFacts("Trained in the packed layout.", ("It ended early.",), 1, 2, 3, 4, 5.5)
 QUEUE_PROMPT = Message("user", "What should I pack?")
 
 
@@ -298,4 +299,5 @@ def fake_round(number: int, status: RoundStatus, version: str | None = None) -> 
         created_at=NOW,
         started_at=None,
         finished_at=None,
+        training=TRAINED if version else None,
     )

@@ -91,12 +91,15 @@ ROUTES: dict[str, st.SearchStrategy[Any]] = {
     "/api/versions/base/promote": bodies(),
     "/api/rounds": bodies(),
     "/api/training": bodies(
-        loss=st.sampled_from(["sigmoid", "ipo", "hinge", "robust"]),
+        loss=st.sampled_from(["sigmoid", "ipo", "hinge", "robust", "plackett_luce"]),
         beta=st.floats(),
         label_smoothing=st.floats(-1, 1),
         sft_weight=st.floats(),
         epochs=st.integers(),
         lora_rank=st.integers(),
+        early_stop_patience=st.integers(),
+        ld_alpha=st.floats(),
+        soft_labels=st.booleans(),
     ),
     "/v1/chat/completions": bodies(
         model=st.sampled_from(["live", "base", "v9"]),

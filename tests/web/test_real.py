@@ -119,8 +119,9 @@ async def test_status_and_readiness_come_from_the_services(real: httpx.AsyncClie
 async def test_training_settings_are_shown_changed_used_and_reset(real: httpx.AsyncClient) -> None:
     shown = (await real.get("/api/training")).json()
     assert shown["settings"] == shown["preset"] and shown["is_preset"]
-    changed = (await real.put("/api/training", json={"beta": 0.5, "epochs": 2})).json()
-    assert changed["settings"] == shown["preset"] | {"beta": 0.5, "epochs": 2}
+    wanted = {"beta": 0.5, "epochs": 2, "early_stop_patience": 1, "ld_alpha": 0.5, "soft_labels": True}
+    changed = (await real.put("/api/training", json=wanted)).json()
+    assert changed["settings"] == shown["preset"] | wanted
     assert not changed["is_preset"]
     assert (await real.get("/api/training")).json() == changed
     row = json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"})

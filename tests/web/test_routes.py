@@ -176,6 +176,16 @@ async def test_rounds_are_listed_newest_first_without_nan(client: httpx.AsyncCli
     assert [view["cancelling"] for view in rounds] == [False, False]
     assert rounds[1]["metrics"] == {"heldout/accuracy": 0.8, "loss": None}
     assert rounds[1]["verdict"] == {"passed": True, "reasons": ["held-out accuracy 0.80"]}
+    assert rounds[0]["training"] is None
+    assert rounds[1]["training"] == {
+        "layout": "Trained in the packed layout.",
+        "notes": ["It ended early."],
+        "num_truncated": 1,
+        "num_dropped": 2,
+        "num_reference_computed": 3,
+        "num_reference_known": 4,
+        "train_seconds": 5.5,
+    }
     assert (await client.get("/api/rounds/1")).json() == rounds[1]
     assert (await client.get("/api/rounds/7")).status_code == 404
 
@@ -278,6 +288,9 @@ async def test_a_model_that_is_down_is_503_with_a_sentence(
         ("PUT", "/api/training", {"loss": "hinge", "label_smoothing": 0.1}),
         ("PUT", "/api/training", {"epochs": 1.5}),
         ("PUT", "/api/training", {"lora_rank": 10**400}),
+        ("PUT", "/api/training", {"early_stop_patience": -1}),
+        ("PUT", "/api/training", {"ld_alpha": 1.5}),
+        ("PUT", "/api/training", {"soft_labels": 1}),
         ("PUT", "/api/training", {"batch_size": 4}),
         ("GET", "/api/pairs?format=", None),
     ],
