@@ -15,6 +15,7 @@ is JSON.
 import argparse
 import importlib
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -196,13 +197,14 @@ def run_trl(
 
 @contextmanager
 def counting(flops: list[int]) -> Iterator[None]:
-    """Append the FLOPs of what runs inside. Attention on the CPU is added to what the counter knows; what a
-    mask hides counts, as in its own rules.
+    """Append the FLOPs of what runs inside. Attention on the CPU and products added in place (TRL's head,
+    backwards) are added to what the counter knows; what a mask hides counts, as in its own rules.
     """
     counters: Any = torch.utils.flop_counter
     forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     rules: Any = {
+        torch.ops.aten.addmm_: lambda _, a, b, **__: 2 * math.prod(a) * b[-1],
         forward: lambda q, k, v, *_, **__: counters.sdpa_flop_count(q, k, v),
         backward: lambda out, q, k, v, *_, **__: counters.sdpa_backward_flop_count(out, q, k, v),
     }

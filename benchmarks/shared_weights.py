@@ -6,7 +6,8 @@
 On the CPU weights that are loaded in the type of their file are pages of that file, mapped: the kernel keeps
 one copy for all processes. Each process loads the model as the studio does, answers once so that every page
 is touched, and waits; then all are measured. Proportional set size (PSS) counts a page shared by n processes
-as an nth in each. Loaded in another type ("converted") every process has a copy of its own: the control.
+as an nth in each, so what a process held before loading is measured when all are there: alone it holds the
+whole of the libraries. Loaded in another type ("converted") every process has a copy of its own: the control.
 """
 
 import argparse
@@ -44,7 +45,7 @@ def main() -> None:
 
 
 def measure(folder: Path, dtype: str, count: int) -> list[float]:
-    """Growth of each process over what it held before loading, MB, while all are alive."""
+    """Growth of each process over what it held before loading, MB; both measured while all are alive."""
     command = [sys.executable, "-m", "benchmarks.shared_weights", "--load", str(folder), "--dtype", dtype]
     children = [
         subprocess.Popen(
@@ -53,30 +54,47 @@ def measure(folder: Path, dtype: str, count: int) -> list[float]:
         for _ in range(count)
     ]
     for child in children:
-        assert child.stdout is not None
-        if child.stdout.readline().strip() != "loaded":
-            raise SystemExit("a process ended before it had loaded the model")
-    found = []
+        answer_of(child)
+    before = [ask(child) for child in children]
     for child in children:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        child.stdin.write("measure\n")
-        child.stdin.flush()
-        found.append(float(child.stdout.readline()))
+        ask(child)
+    after = [ask(child) for child in children]
     for child in children:
         child.communicate()
-    return found
+    return [last - first for first, last in zip(before, after, strict=True)]
+
+
+def ask(child: subprocess.Popen[str]) -> float:
+    """Let a child go on to its next answer, and wait for it."""
+    assert child.stdin is not None
+    child.stdin.write("\n")
+    child.stdin.flush()
+    return answer_of(child)
+
+
+def answer_of(child: subprocess.Popen[str]) -> float:
+    """The next line of a child; ends the benchmark when there is none."""
+    assert child.stdout is not None
+    line = child.stdout.readline()
+    if not line:
+        raise SystemExit("a process ended before it had loaded the model")
+    return float(line)
 
 
 def load_and_wait(folder: str, dtype: str) -> None:
-    """The child: load, answer once, say so, and measure when told."""
-    before = resident_mb()
+    """The child. Answers four times with its MB, waiting between to be asked: when it is there and again when
+    all are, when it has loaded the model and answered once, and when all have.
+    """
+    print(resident_mb(), flush=True)  # noqa: T201
+    sys.stdin.readline()
+    print(resident_mb(), flush=True)  # noqa: T201
+    sys.stdin.readline()
     base = load_base(folder, device="cpu", dtype=dtype)
     with torch.no_grad():
         base.model(torch.arange(5, 37)[None])
-    print("loaded", flush=True)  # noqa: T201
+    print(resident_mb(), flush=True)  # noqa: T201
     sys.stdin.readline()
-    print(resident_mb() - before, flush=True)  # noqa: T201
+    print(resident_mb(), flush=True)  # noqa: T201
     sys.stdin.readline()
 
 
