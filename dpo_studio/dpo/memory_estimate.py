@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from dpo_studio.dpo.batches import TokenPair, TokenSequence, most_responses, pad_sequences
+from dpo_studio.dpo.batches import TokenPair, TokenSequence, pad_sequences
 from dpo_studio.dpo.failures import TrainingFailed
 from dpo_studio.dpo.fused_head import chunk_tokens_for
 from dpo_studio.dpo.layouts import Layout
@@ -130,7 +130,8 @@ def fit_budget(
         fitting = estimate.most_tokens(free, is_recomputing=True)
         budget.is_recomputing = True
     if fitting < longest:
-        num_rows = most_responses(pairs)
+        # What fits as it is fits at any length.
+        num_rows = max(len(p.responses) for p in pairs if layout.num_tokens([layout.size(p)]) > fitting)
         raise TrainingFailed(_refusal(estimate, free, longest, num_rows, max_length, lora_rank))
     budget.max_tokens = min(budget.max_tokens, fitting)
 

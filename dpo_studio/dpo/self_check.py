@@ -142,7 +142,10 @@ def _compare(
     """Why `layout` does not do, as the end of a sentence; empty when it does."""
     try:
         device = next(scorer.model.parameters()).device
-        found = _finish(scorer, scorer.sequence_logps(layout.lay_out(sample, device)))
+        # A ranking beside the two ends has a row of its own: all at once could be more than training holds.
+        rows = [row for row in (sample[:2], sample[2:]) if row]
+        counts = [sum(len(pair.responses) for pair in row) for row in rows]
+        found = _measure(scorer, [layout.lay_out(row, device) for row in rows], counts)
     except UnsupportedAttention as error:
         return str(error)
     except (RuntimeError, MemoryError, ValueError, TypeError, IndexError) as error:
@@ -165,7 +168,7 @@ def _compare(
 
 
 def _measure(scorer: ResponseScorer, batches: Sequence[Batch], counts: Sequence[int]) -> _Measured:
-    """One batch for each pair; `counts` says how many of its sequences, the first, are the pair's."""
+    """The batches together; `counts` says how many of each one's sequences, the first, are the sample's."""
     parts: list[_Measured] = []
     for batch, count in zip(batches, counts, strict=True):
         logps = scorer.sequence_logps(batch)[:count]

@@ -50,7 +50,9 @@ def refuse_quantised(config: Any, folder: Path, *, is_nf4: bool) -> None:
     found = getattr(config, "quantization_config", None)
     if found is None:
         return
-    method = str(found.get("quant_method") if isinstance(found, dict) else found.quant_method)
+    # Folders written before methods had names say only how many bits, and load all the same.
+    is_old = any(found.get(name) for name in ("load_in_4bit", "load_in_8bit"))
+    method = "bitsandbytes" if is_old else str(found.get("quant_method"))
     if is_nf4 or "bitsandbytes" in method:
         raise ModelError(
             f"model: expected weights that are not quantised yet, found {method} in {folder}; give the model "

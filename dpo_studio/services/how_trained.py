@@ -6,7 +6,7 @@ from dpo_studio.domain.round import TrainingFacts
 def sentences(facts: TrainingFacts) -> tuple[str, ...]:
     """The layout, what was out of the ordinary, what became of pairs and references, and how long it took."""
     told = (facts.layout, *facts.notes, *_of_pairs(facts), _of_references(facts))
-    return (*filter(None, told), f"Training and measuring took {duration(facts.train_seconds)}.")
+    return (*filter(None, told), _of_time(facts))
 
 
 def duration(seconds: float) -> str:
@@ -28,10 +28,17 @@ def _of_pairs(facts: TrainingFacts) -> tuple[str, ...]:
 def _of_references(facts: TrainingFacts) -> str:
     computed, known = facts.num_reference_computed, facts.num_reference_known
     if not known:
-        # Neither is of a round that went on: its checkpoint held them, as a note says.
         return f"Reference log-probabilities of {_pairs(computed)} were computed." if computed else ""
     rest = f"those of {_pairs(computed)} were computed" if computed else "none had to be computed"
     return f"Reference log-probabilities of {_pairs(known)} were known from earlier rounds; {rest}."
+
+
+def _of_time(facts: TrainingFacts) -> str:
+    # Neither is of a round that went on: its checkpoint held them, as a note says. Its seconds are those of
+    # the last worker alone.
+    went_on = not facts.num_reference_computed and not facts.num_reference_known
+    start = "Since it went on, training" if went_on else "Training"
+    return f"{start} and measuring took {duration(facts.train_seconds)}."
 
 
 def _pairs(count: int) -> str:

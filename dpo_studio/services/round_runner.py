@@ -21,7 +21,7 @@ from dpo_studio import __version__
 from dpo_studio.domain.chat import ChatEngine
 from dpo_studio.domain.codec import from_json
 from dpo_studio.domain.round import RoundJob, RoundReport, RoundStatus, StepProgress, Verdict
-from dpo_studio.errors import Busy, Conflict, ModelError, StorageError, StudioError
+from dpo_studio.errors import Busy, Conflict, EngineUnavailable, ModelError, StorageError, StudioError
 from dpo_studio.files import read_json
 from dpo_studio.paths import StoragePaths
 from dpo_studio.rounds import gate, registry
@@ -86,6 +86,7 @@ class RoundRunner:
         self._worker: WorkerProcess | None = None
         self._progress: StepProgress | None = None
         self._number: int | None = None
+        self._tokenizer_sha256 = ""
         self._is_cancelled = False
         self._has_trained = False
         self._is_going_on = False
@@ -141,11 +142,18 @@ class RoundRunner:
             self._number = self._worker = None
 
     async def _wait_for_model(self, number: int) -> None:
-        """A round that is taken up may come before the model is there. Raises ModelError for another one."""
-        while not (status := self._engine.status).model_sha256 and status.state not in ("failed", "stopped"):
+        """A round that is taken up may come before the model is there, which its version has to be named by.
+
+        Where no model can be had, it waits for a start of the studio that has one, or ends with
+        EngineUnavailable if it cannot wait. Raises ModelError for another model.
+        """
+        while not (status := self._engine.status).model_sha256:
+            if status.state in ("failed", "stopped") and not self._takes_up:
+                raise EngineUnavailable(status.detail or "The model could not be started")
             await asyncio.sleep(POLL_S)
-        planned = (await asyncio.to_thread(self._job, number)).model_sha256
-        if status.model_sha256 not in ("", planned):
+        # Kept, as an engine that is being restarted does not know its own.
+        self._tokenizer_sha256 = status.tokenizer_sha256
+        if status.model_sha256 != (await asyncio.to_thread(self._job, number)).model_sha256:
             raise ModelError(
                 "The round was begun with other weights than the studio has now; start a new one"
             )
@@ -275,7 +283,7 @@ class RoundRunner:
             round_number=number,
             model=job.model,
             model_sha256=job.model_sha256,
-            tokenizer_sha256=self._engine.status.tokenizer_sha256,
+            tokenizer_sha256=self._tokenizer_sha256,
             dataset_sha256=job.train_sha256,
             code_version=__version__,
             now=self._now(),
@@ -324,18 +332,20 @@ class RoundRunner:
         with contextlib.suppress(StorageError, Busy):
             if self._is_cancelled:
                 self._set(number, RoundStatus.CANCELLED, CANCELLED.reason)
-            elif not self._takes_up or not self._waits_for_next_start(number):
-                self._set(number, RoundStatus.INTERRUPTED, STOPPED)
+            elif why := self._wait_for_next_start(number) if self._takes_up else STOPPED:
+                self._set(number, RoundStatus.INTERRUPTED, why)
 
-    def _waits_for_next_start(self, number: int) -> bool:
+    def _wait_for_next_start(self, number: int) -> str:
+        """Leave the round in the queue; why that cannot be, as a sentence, or empty."""
         with self._database.write() as session:
             record = rounds.get_round(number, session=session)
             assert record is not None
             if record.status is RoundStatus.RUNNING:
-                return interruptions.put_back(number, STOPPED, now=self._now(), session=session)
+                is_back = interruptions.put_back(number, STOPPED, now=self._now(), session=session)
+                return "" if is_back else f"{STOPPED}; {interruptions.TOO_MANY}"
             # Only its turn, or the model, was waited for: nothing was cut off. What the gate does to a
             # version may still be under way in a thread, and is not done twice.
-            return record.status is RoundStatus.QUEUED
+            return "" if record.status is RoundStatus.QUEUED else STOPPED
 
     def _set(self, number: int, status: RoundStatus, reason: str) -> None:
         # Conflict: somebody cancelled it in between, and a final status stays.

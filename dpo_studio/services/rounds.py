@@ -88,7 +88,9 @@ class RoundService:
         if not view.status.is_active:
             raise Conflict(f"round {number}: expected an active round, found it {view.status.value}")
         if view.status is RoundStatus.QUEUED:
-            self._finish(number, RoundStatus.CANCELLED, "Cancelled before it started")
+            self._finish(number, RoundStatus.CANCELLED, _cancelled_in_the_queue(view))
+            # Its worker may have been started since: it would train for nobody and hold up the next round.
+            self._runner.cancel(number)
         elif not self._runner.cancel(number):
             raise Conflict(
                 f"round {number}: its training has ended and the gate is looking at it; wait a moment"
@@ -267,6 +269,10 @@ class RoundService:
             progress=self._runner.progress(record.number),
             is_cancelling=record.status.is_active and self._runner.is_cancelling(record.number),
         )
+
+
+def _cancelled_in_the_queue(view: RoundView) -> str:
+    return "Cancelled before it went on" if view.started_at else "Cancelled before it started"
 
 
 def _reason(record: RoundRecord, cut_off: Interruptions) -> str:

@@ -40,7 +40,11 @@
   function refreshWhenStale(status) {
     const drawn = document.querySelector("#next-round [data-key]");
     const round = status.round;
-    const current = round ? `${round.round}-${round.status}${round.cancelling ? "-cancelling" : ""}` : "none";
+    let current = "none";
+    if (round) {
+      current = `${round.round}-${round.status}${round.cancelling ? "-cancelling" : ""}`;
+      if (!(round.status in ENDED)) current += `-${round.reason}`;
+    }
     if (drawn && drawn.dataset.key !== `${status.live}/${current}/${status.new_pairs}`) {
       window.dpoStudio.button("rounds-refresh").click();
     }
@@ -79,7 +83,8 @@
     byId("ds-training").classList.toggle("ds-active", shown.isActive);
     if (!shown.isActive) return say(`Round ${answer.round} ${ENDED[answer.status]}.`, 1);
     if (answer.cancelling) return say(`Round ${answer.round}: cancelling …`, byId("ds-phase-bar").value);
-    if (answer.status === "queued" || !progress) return say(`Round ${answer.round} is about to start.`, 0);
+    const next = shown.steps.length ? "go on" : "start";
+    if (answer.status === "queued" || !progress) return say(`Round ${answer.round} is about to ${next}.`, 0);
     const steps = progress.num_steps ? `, ${progress.step} of ${progress.num_steps}` : "";
     const share = progress.num_steps ? progress.step / progress.num_steps : 0;
     say(`Round ${answer.round}: ${PHASES[progress.phase] || progress.phase}${steps}`, share);

@@ -64,6 +64,8 @@ def state_key(status: StudioStatus) -> str:
     if status.round is not None:
         current = f"{status.round.number}-{status.round.status.value}"
         current += "-cancelling" if status.round.is_cancelling else ""
+        # While a round is worked on, its reason tells of interruptions.
+        current += f"-{status.round.reason}" if status.round.status.is_active else ""
     return f"{status.live}/{current}/{status.new_pairs}"
 
 

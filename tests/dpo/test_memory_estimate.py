@@ -1,5 +1,6 @@
 """The memory estimate: near what is really taken, and it decides what is trained with or refuses by name."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -48,14 +49,18 @@ def test_totals_by_hand() -> None:
     assert ESTIMATE.total(50, is_recomputing=False) == 10_000_000 + 50 * 10_000 + 50 * 2_000
     assert ESTIMATE.total(1000, is_recomputing=True) == FIXED + 1000 * 500
     assert ESTIMATE.most_tokens(FIXED + 2_000 * 300, is_recomputing=False) == 300
+    packed = dataclasses.replace(ESTIMATE, unpacked=3_000_000)
+    assert packed.total(1000, is_recomputing=True) == FIXED + 3_000_000 + 1000 * 500
 
 
 @pytest.mark.parametrize("is_recomputing", [False, True])
+@pytest.mark.parametrize("unpacked", [0, 3_000_000])
 @pytest.mark.parametrize("tokens", [1, 99, 100, 101, 5000])
-def test_what_fits_takes_what_is_free(tokens: int, is_recomputing: bool) -> None:
-    free = ESTIMATE.total(tokens, is_recomputing=is_recomputing)
-    assert ESTIMATE.most_tokens(free, is_recomputing=is_recomputing) == tokens
-    assert ESTIMATE.most_tokens(free - 1, is_recomputing=is_recomputing) == tokens - 1
+def test_what_fits_takes_what_is_free(tokens: int, unpacked: int, is_recomputing: bool) -> None:
+    estimate = dataclasses.replace(ESTIMATE, unpacked=unpacked)
+    free = estimate.total(tokens, is_recomputing=is_recomputing)
+    assert estimate.most_tokens(free, is_recomputing=is_recomputing) == tokens
+    assert estimate.most_tokens(free - 1, is_recomputing=is_recomputing) == tokens - 1
 
 
 @pytest.mark.parametrize(
@@ -101,6 +106,23 @@ def test_the_length_that_would_fit_counts_every_response_of_a_ranking() -> None:
         fit_budget(MemoryBudget(1000), ESTIMATE, PADDED, long, free=free, **options)
     short = random_rankings([(20, 29, 20, 25, 15)])
     fit_budget(MemoryBudget(1000), ESTIMATE, PADDED, short, free=free, **options)
+
+
+def test_the_length_that_would_fit_is_not_divided_by_responses_that_fit() -> None:
+    """A ranking of five short responses beside a long pair: its five rows made the offer 39 instead of 99."""
+    free, options = FIXED + 500 * 199, {"max_length": 200, "lora_rank": 16}
+    small = random_rankings([(5, 9, 3, 4, 8, 2)])
+    with pytest.raises(TrainingFailed, match=r"longest pair of 220 tokens.* a max_length of 99 would fit"):
+        fit_budget(
+            MemoryBudget(1000),
+            ESTIMATE,
+            PADDED,
+            [*small, *random_pairs([(60, 50, 20)])],
+            free=free,
+            **options,
+        )
+    cut = random_pairs([(60, 39, 20)])
+    fit_budget(MemoryBudget(1000), ESTIMATE, PADDED, [*small, *cut], free=free, **options)
 
 
 def test_a_refusal_names_a_rank_where_the_optimiser_is_too_much() -> None:

@@ -200,6 +200,26 @@ def test_the_self_check_looks_at_a_ranking_although_pairs_are_longer_and_shorter
     assert choose_layout(model, pairs[:2], (CutOffBetween(), PADDED)).layout is not PADDED
 
 
+def test_the_self_check_holds_no_ranking_beside_the_longest_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row for all was more than the memory that training is planned for: the cheap layouts were refused
+    for want of memory, or the process was ended.
+    """
+    laid_out = []
+    right = ResponseScorer.token_logps
+
+    def counted(scorer: ResponseScorer, batch: Batch, **options: Any) -> torch.Tensor:
+        laid_out.append(batch.input_ids.numel())
+        return right(scorer, batch, **options)
+
+    monkeypatch.setattr(ResponseScorer, "token_logps", counted)
+    pairs = [*random_pairs([(2, 40, 40), (1, 1, 2)]), *random_rankings([(6, *[14] * 5)])]
+    assert choose_layout(with_lora(load_tiny(tmp_path)), pairs).layout is PREFIX_SHARED
+    # 84 and 100 tokens padded, 86 and 76 in rows of shared prefixes.
+    assert max(laid_out) == 5 * 20
+
+
 def test_the_self_check_takes_sixteen_responses_in_bf16(tmp_path: Path) -> None:
     model = with_lora(load_tiny(tmp_path).bfloat16())
     assert choose_layout(model, random_rankings([(8, *range(3, 19))])).layout is PREFIX_SHARED

@@ -3,8 +3,10 @@
 import pytest
 from playwright.sync_api import Page, expect
 
+from dpo_studio.domain.round import RoundStatus
 from tests.e2e.conftest import Watched
 from tests.e2e.pages import RoundsPage
+from tests.ui.fake_rounds import FakeRounds
 from tests.ui.serving import Served
 
 pytestmark = [pytest.mark.e2e, pytest.mark.integration]
@@ -20,7 +22,7 @@ def rounds(page: Page, served: Served) -> RoundsPage:
 
 def test_a_cancelled_round_says_so_until_it_has_ended(rounds: RoundsPage, served: Served) -> None:
     """Nothing but a sentence that soon went changed before the worker had stopped."""
-    served.world.is_cancelling_slowly = True
+    served.world.is_cancelling_slowly, served.world.step_s = True, 0.15
     rounds.train_now()
     rounds.wait_for_status(1, "training")
     rounds.cancel()
@@ -30,6 +32,28 @@ def test_a_cancelled_round_says_so_until_it_has_ended(rounds: RoundsPage, served
     expect(rounds.page.locator("#cancel")).to_be_disabled()
     rounds.wait_for_status(1, "cancelled")
     expect(rounds.page.locator("#cancel")).to_be_hidden()
+
+
+def test_a_round_that_is_interrupted_and_goes_on_says_so_by_itself(
+    rounds: RoundsPage, served: Served, watched: Watched
+) -> None:
+    """The phase line spoke of a start, and the card kept its first words until the status changed."""
+    served.world.step_s = 0.3
+    rounds.train_now()
+    rounds.wait_for_status(1, "training")
+    reason = rounds.page.locator("#history article .ds-reason")
+    expect(rounds.page.locator("#ds-curves figure")).to_have_count(2)
+    studio = FakeRounds(served.world)
+    studio._change(1, status=RoundStatus.QUEUED, reason="Interrupted once")
+    expect(reason).to_have_text("Interrupted once")
+    rounds.expect_phase("Round 1 is about to go on.")
+    studio._change(1, status=RoundStatus.RUNNING)
+    rounds.wait_for_status(1, "training")
+    studio._change(1, reason="Went on from step 2 after an interruption")
+    expect(reason).to_have_text("Went on from step 2 after an interruption")
+    served.world.step_s = 0.0
+    rounds.wait_for_status(1, "promoted")
+    assert watched.errors == []
 
 
 def test_training_settings_are_shown_changed_kept_and_reset(

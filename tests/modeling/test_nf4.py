@@ -154,6 +154,18 @@ def test_an_adapter_begins_as_nothing_survives_saving_and_comes_off(
         assert torch.equal(adapted.unload()(IDS).logits, plain)
 
 
+def test_an_adapter_means_the_same_on_whole_weights(folder: Path, tmp_path: Path) -> None:
+    """Trained over 4 bits and served over the weights that they stand for, and the other way round."""
+    with torch.no_grad():
+        for name, trained, served in (
+            ("packed", load(folder).model, unpacked(folder)),
+            ("whole", unpacked(folder), load(folder).model),
+        ):
+            adapted = perturbed(trained)
+            save_lora(adapted, tmp_path / name)
+            assert torch.equal(load_lora(served, tmp_path / name)(IDS).logits, adapted(IDS).logits)
+
+
 def test_without_bitsandbytes_the_sentence_says_how_to_get_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,12 +194,26 @@ def test_a_device_that_is_too_small_is_a_reason_for_4_bits(
 
 
 @pytest.mark.parametrize("dtype", ["auto", "nf4"])
-def test_weights_that_are_packed_on_disk_are_refused(dtype: str, folder: Path, tmp_path: Path) -> None:
-    """They would train and answer without being told from others."""
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        {"quant_method": "bitsandbytes"},
+        {"load_in_4bit": True},
+        {"load_in_8bit": True},
+    ],
+)
+def test_weights_that_are_packed_on_disk_are_refused(
+    dtype: str, said: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    """They would train and answer without being told from others.
+
+    transformers reads folders without `quant_method` as bitsandbytes' too, and those were let through.
+    """
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    config["quantization_config"] = said
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="not quantised yet, found bitsandbytes"):
         load(tmp_path, dtype)

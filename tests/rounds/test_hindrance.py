@@ -1,5 +1,6 @@
 """What keeps a worker from going on in a round's folder, one hindrance at a time."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,13 @@ def test_changed_data_is_named(tmp_path: Path) -> None:
     paths = planned(tmp_path)
     paths.heldout.write_text("{}\n")
     assert hindrance(paths).startswith("heldout.jsonl ")
+
+
+def test_a_folder_that_cannot_be_written_is_of_no_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
+    assert hindrance(planned(tmp_path)) == "its folder cannot be written"
 
 
 def test_there_must_be_room_for_what_a_worker_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

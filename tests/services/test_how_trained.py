@@ -51,6 +51,12 @@ def test_pairs_that_were_touched_are_not_said_to_be_whole(change: dict[str, Any]
     assert len(told) == len(sentences(PLAIN))
 
 
+def test_of_a_round_that_went_on_only_the_time_since_then_is_known() -> None:
+    """Seconds of the last worker were told as those of the whole training."""
+    resumed = replace(PLAIN, num_reference_computed=0)
+    assert sentences(resumed)[-1] == "Since it went on, training and measuring took 12 s."
+
+
 def test_references_that_came_with_a_checkpoint_are_not_mentioned() -> None:
     resumed = replace(PLAIN, num_reference_computed=0)
     assert not any("Reference" in sentence for sentence in sentences(resumed))

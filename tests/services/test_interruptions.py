@@ -145,6 +145,7 @@ async def test_a_round_cancelled_between_two_workers_starts_none(
         view = await rounds.service.wait(number, poll_s=0.02)
     await asyncio.sleep(1.2)
     assert view.status is RoundStatus.CANCELLED
+    assert view.reason == "Cancelled before it went on. Interrupted once", "it had started already"
     assert num_starts(rounds) == 1
 
 
@@ -272,11 +273,16 @@ async def test_a_worker_that_cannot_be_ended_gets_no_second_one_beside_it(
     assert view.status is RoundStatus.INTERRUPTED and "cannot be ended" in view.reason
 
 
-async def test_a_round_that_comes_before_the_model_waits_for_it(rounds: Rounds) -> None:
-    """At the start of the studio the model is still loading, and a version's manifest needs its hashes."""
+@pytest.mark.parametrize("rounds", [True], indirect=True)
+@pytest.mark.parametrize("state", ["starting", "failed"])
+async def test_a_round_that_comes_before_the_model_waits_for_it(rounds: Rounds, state: str) -> None:
+    """At the start of the studio the model is still loading, and a version's manifest needs its hashes.
+
+    Beside a model that had failed it trained, and its manifest named no tokenizer.
+    """
     await left_by_a_crash(rounds)
     boots(rounds)
-    rounds.bench.engine.state = "starting"
+    rounds.bench.engine.state = state
     rounds.task = asyncio.create_task(rounds.service.run())
     await asyncio.sleep(0.5)
     assert rounds.service.get(1).status is RoundStatus.QUEUED
@@ -284,6 +290,15 @@ async def test_a_round_that_comes_before_the_model_waits_for_it(rounds: Rounds) 
     rounds.bench.engine.state = "ready"
     async with asyncio.timeout(30):
         assert (await rounds.service.wait(1, poll_s=0.02)).status is RoundStatus.PROMOTED
+
+
+async def test_a_round_of_a_command_does_not_wait_for_a_model_that_failed(rounds: Rounds) -> None:
+    """The command would never end."""
+    await left_by_a_crash(rounds, RoundStatus.QUEUED)
+    rounds.bench.engine.state = "failed"
+    view = await run_to_the_end(rounds)
+    assert (view.status, view.reason) == (RoundStatus.FAILED, "fake")
+    assert num_starts(rounds) == 0
 
 
 async def test_a_round_of_other_weights_does_not_go_on(rounds: Rounds) -> None:
@@ -304,6 +319,19 @@ async def test_a_round_waits_for_the_next_start_when_its_studio_stops(rounds: Ro
     assert boots(rounds).reason == "Interrupted once", "the stop was counted already"
     rounds.plays("good")
     assert (await run_to_the_end(rounds)).status is RoundStatus.PROMOTED
+
+
+@pytest.mark.parametrize("rounds", [True], indirect=True)
+async def test_a_round_that_was_cut_off_too_often_ends_with_its_studio_and_says_why(
+    rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It only said that the studio was stopped, as if the next start would have gone on with it."""
+    monkeypatch.setattr(interruptions, "MOST", 0)
+    await _running(rounds)
+    await stopped(rounds)
+    view = rounds.service.get(1)
+    assert view.status is RoundStatus.INTERRUPTED
+    assert view.reason == f"{round_runner.STOPPED}; {interruptions.TOO_MANY}"
 
 
 @pytest.mark.parametrize("rounds", [True], indirect=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dpo_studio.domain.chat import EngineStatus
 from dpo_studio.domain.preference import Choice
 from dpo_studio.domain.round import RoundStatus, TrainingFacts, preset_for
 from dpo_studio.errors import BadInput, Conflict, EngineUnavailable, ModelError, NotFound
@@ -19,6 +20,7 @@ from dpo_studio.services.round_lease import NAME
 from dpo_studio.services.round_runner import RoundRunner
 from dpo_studio.services.views import ScheduleView
 from dpo_studio.store import leases, versions
+from tests.fakes import FakeEngine
 from tests.services.conftest import SCHEDULE, Rounds, said
 
 
@@ -121,6 +123,31 @@ async def test_a_person_can_turn_a_waiting_round_down(rounds: Rounds) -> None:
     view = await rounds.train()
     assert rounds.service.reject(view.number, actor="ann").status is RoundStatus.REJECTED
     assert rounds.bench.deployment.live() == "base"
+
+
+async def test_a_version_names_its_tokenizer_also_while_the_engine_is_restarted(
+    rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that has just died knows no hashes, and the manifest was written without."""
+    known = vars(FakeEngine)["status"].fget
+
+    def status(engine: FakeEngine) -> EngineStatus:
+        found: EngineStatus = known(engine)
+        return found if found.model_sha256 else replace(found, tokenizer_sha256="")
+
+    monkeypatch.setattr(FakeEngine, "status", property(status))
+    rounds.service.set_schedule(replace(SCHEDULE, gate="manual"), actor="ann")
+    rounds.plays("slow")
+    await rounds.label(6)
+    number = rounds.service.start(trigger="ann").number
+    async with asyncio.timeout(30):
+        while rounds.service.get(number).progress is None:
+            await asyncio.sleep(0.02)
+        rounds.bench.engine.state = "restarting"
+        view = await rounds.service.wait(number, poll_s=0.02)
+    assert view.version == "v1"
+    manifest = registry.read_manifest(rounds.bench.settings.paths.version("v1"))
+    assert manifest.tokenizer_sha256 == "sha256:tokenizer"
 
 
 async def test_a_version_that_the_engine_refuses_waits_and_the_old_one_stays(rounds: Rounds) -> None:
@@ -298,6 +325,24 @@ async def test_a_cancel_before_the_worker_is_there_still_counts(rounds: Rounds) 
         rounds.service.cancel(started.number)
         view = await rounds.service.wait(started.number, poll_s=0.02)
     assert view.status is RoundStatus.CANCELLED
+
+
+async def test_a_round_that_starts_while_it_is_cancelled_in_the_queue_has_no_worker_left(
+    rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row said cancelled while its worker trained on for nobody, and the next round waited for that."""
+    rounds.plays("hang")
+    await rounds.label(6)
+    started = rounds.service.start(trigger="ann")
+    async with asyncio.timeout(20):
+        while rounds.service.get(started.number).progress is None:
+            await asyncio.sleep(0.02)
+    with monkeypatch.context() as seen_before_it_started:
+        seen_before_it_started.setattr(rounds.service, "get", lambda _: started)
+        rounds.service.cancel(started.number)
+    assert rounds.service.get(started.number).status is RoundStatus.CANCELLED
+    rounds.plays("good")
+    assert (await rounds.train()).status is RoundStatus.PROMOTED
 
 
 async def test_a_locked_database_holds_up_nobody_else(rounds: Rounds) -> None:

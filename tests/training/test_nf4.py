@@ -11,7 +11,7 @@ import torch
 
 from dpo_studio.domain.round import RoundReport, TrainSettings
 from dpo_studio.dpo.failures import TrainingFailed
-from dpo_studio.dpo.layouts import PADDED
+from dpo_studio.dpo.layouts import LADDER, PADDED, Layout, pair_logps
 from dpo_studio.dpo.logps import ResponseScorer
 from dpo_studio.dpo.memory import MemoryBudget
 from dpo_studio.dpo.memory_estimate import MemoryEstimate, _nf4_saves, estimate_memory, fit_budget
@@ -82,6 +82,19 @@ def test_the_head_is_fused(folder: Path) -> None:
     scorer = ResponseScorer(adapted)
     scorer.token_logps(PADDED.lay_out(PAIRS, torch.device("cpu")))
     assert scorer._is_head_known
+
+
+@pytest.mark.parametrize("layout", LADDER, ids=lambda layout: layout.name)
+def test_layers_computed_again_have_the_same_gradient(folder: Path, layout: Layout) -> None:
+    """Gradient checkpointing, as memory wants it most where the weights are in 4 bits."""
+    adapted = new_lora(load_base(str(folder), device="cpu", dtype="nf4").model, 4, 8, 1)
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    scorer, found = ResponseScorer(adapted), []
+    for scorer.is_recomputing in (False, True):
+        logps = pair_logps(scorer, PAIRS, layout)
+        found.append(torch.cat([slope.flatten() for slope in torch.autograd.grad(logps.sum(), trained)]))
+    assert bool(found[0].any())
+    assert torch.equal(*found)
 
 
 def test_the_estimate_counts_what_lies_in_memory(folder: Path) -> None:

@@ -175,6 +175,9 @@ def test_a_stopped_training_of_rankings_goes_on_to_the_same_bits(
         "checkpoint_every_s": 0.0,
     }
     expected = train(make_round(tmp_path / "whole", model, **data))
+    # The pair's margin lies between its own two, although the ranking beside it has more responses.
+    mean = sum(expected.heldout_margins) / 2
+    assert mean == pytest.approx(expected.metrics["heldout/rewards/margins"])
     stopped = make_round(tmp_path / "stopped", model, **data)
 
     def num_steps() -> int:

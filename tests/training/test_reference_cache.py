@@ -66,6 +66,18 @@ def test_a_ranking_has_a_number_for_each_response_and_is_another_than_its_pair(t
     assert found.isnan().tolist() == [[True] * 2 + [False] * 2, [True] * 4, [False] * 4]
 
 
+def test_another_count_of_numbers_than_of_responses_is_nothing_known(tmp_path: Path) -> None:
+    cache = ReferenceCache(tmp_path, KEY)
+    ranking = dataclasses.replace(PAIRS[0], between=((7, 8),))
+    cache.keep([ranking], torch.tensor([[-1.0, -2.0, -3.0]], dtype=torch.float64))
+    (file,) = tmp_path.iterdir()
+    for numbers in ("[-1.0,-2.0]", "[-1.0,-2.0,-3.0,-4.0]", "[]"):
+        file.write_text(file.read_text().replace("[-1.0,-2.0,-3.0]", numbers))
+        assert cache.find([ranking, PAIRS[1]]).isnan().tolist() == [[True] * 3, [True, True, False]]
+        cache.keep([ranking], torch.tensor([[-1.0, -2.0, -3.0]], dtype=torch.float64))
+    assert cache.find([ranking]).tolist() == [[-1.0, -2.0, -3.0]]
+
+
 def test_numbers_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
     cache = ReferenceCache(tmp_path, KEY)
     cache.keep(PAIRS[:1], torch.tensor([[-1.0, float("-inf")]], dtype=torch.float64))

@@ -81,6 +81,15 @@ def test_a_round_that_was_asked_to_stop_says_so_everywhere() -> None:
     assert state_key(replace(STATUS, round=view)) != state_key(replace(STATUS, round=fake_round(7)))
 
 
+def test_the_page_is_drawn_again_when_a_round_has_gone_on() -> None:
+    """Its status is the same as before, and its card still said only that it was interrupted."""
+    keys = {
+        state_key(replace(STATUS, round=fake_round(7, reason=reason)))
+        for reason in ("", "Interrupted once", "Went on from step 9 after an interruption")
+    }
+    assert len(keys) == 3
+
+
 def test_a_round_shows_the_settings_it_used_and_leaves_out_what_was_off() -> None:
     plain = fake_round(3, settings=TrainSettings(epochs=1))
     assert "sigmoid loss · beta 0.1 · learning rate 0.002 · 1 epoch · rank 16" in text_of(
