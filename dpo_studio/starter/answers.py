@@ -55,23 +55,20 @@ def compose(topic: Topic, entity: Entity, style: Style, points: Sequence[Point],
         return compose_story(topic, entity, style, rng)
     if entity.is_unsure:
         style, points = replace(style, listed=False), points[:2]
-    head = _opening(style, rng, _opener_bank(topic))
+    head = _opening(style, rng, _opener_bank(topic, entity))
     warm_first = rng.random() < 0.5
     warm = _warm(topic, style, rng, first=warm_first)
+    # Always before the points: with two places for it, a taste for examples taught both at once.
     example = "" if topic.key == "smalltalk" else _example(entity, style, rng)
-    body = _body(topic, style, points, rng)
-    if style.reason and entity.whys and style.points > 1:
-        body += ("\n" if "\n" in body else " ") + _reason(entity, style, rng)
-    middle = [example, body] if style.example_first else [body, example]
-    parts = [head, warm if warm_first else "", *middle, "" if warm_first else warm]
+    body = _body(topic, entity, style, points, rng)
+    reason = _reason(entity, style, rng) if style.reason and entity.whys and style.points > 1 else ""
+    parts = [head, warm if warm_first else "", example, body, reason, "" if warm_first else warm]
     return _finish(parts, _question(topic, entity, style, rng), topic.emoji, style, rng)
 
 
 def compose_reason(topic: Topic, entity: Entity, style: Style, rng: random.Random) -> str:
     """The answer to "why?"."""
-    parts = [_opening(style, rng, _opener_bank(topic)), _reason(entity, style, rng)]
-    if style.example:
-        parts.append(_example(entity, style, rng))
+    parts = [_opening(style, rng, _opener_bank(topic, entity)), _reason(entity, style, rng)]
     if style.warm:
         parts.append(_warm(topic, style, rng))
     return _finish(parts, _question(topic, entity, style, rng), topic.emoji, style, rng)
@@ -81,7 +78,7 @@ def compose_example(topic: Topic, entity: Entity, style: Style, rng: random.Rand
     """The answer to "for example?"."""
     frame = rng.choice(phrases.EXAMPLE[style.register])
     parts = [
-        _opening(style, rng, _opener_bank(topic)),
+        _opening(style, rng, _opener_bank(topic, entity)),
         fill(frame, rng.choice(entity.examples), style.register),
     ]
     if style.warm:
@@ -91,7 +88,7 @@ def compose_example(topic: Topic, entity: Entity, style: Style, rng: random.Rand
 
 def compose_story(topic: Topic, entity: Entity, style: Style, rng: random.Random) -> str:
     """A tiny story: one sentence, or its four parts; example and list do not apply."""
-    parts = [_opening(style, rng, _opener_bank(topic))]
+    parts = [_opening(style, rng, _opener_bank(topic, entity))]
     is_long = style.points > 1
     if style.register != "neutral" or (is_long and rng.random() < 0.3):
         parts.append(rng.choice(phrases.STORY_LEAD[style.register]))
@@ -151,10 +148,10 @@ def _opening(style: Style, rng: random.Random, bank: Bank) -> str:
     return rng.choice(bank[style.register]) if style.opener else ""
 
 
-def _opener_bank(topic: Topic) -> Bank:
+def _opener_bank(topic: Topic, entity: Entity) -> Bank:
     own = {
         "smalltalk": phrases.TALK_OPENER,
-        "encouragement": phrases.MOOD_OPENER,
+        "encouragement": phrases.JOY_OPENER if entity.tone == "joy" else phrases.MOOD_OPENER,
         "stories": phrases.STORY_OPENER,
     }
     return own.get(topic.key, phrases.OPENER)
@@ -163,10 +160,11 @@ def _opener_bank(topic: Topic) -> Bank:
 def _warm(topic: Topic, style: Style, rng: random.Random, *, first: bool = False) -> str:
     if not style.warm:
         return ""
+    is_comfort = topic.key == "encouragement"
     if first:
-        return rng.choice(phrases.WARM_FIRST[style.register])
+        return rng.choice((phrases.MOOD_WARM_FIRST if is_comfort else phrases.WARM_FIRST)[style.register])
     own = topic.warm[style.register] * (4 if style.register != "neutral" else 2)
-    return rng.choice((*own, *phrases.WARM[style.register]))
+    return rng.choice(own if is_comfort else (*own, *phrases.WARM[style.register]))
 
 
 def _example(entity: Entity, style: Style, rng: random.Random) -> str:
@@ -186,9 +184,9 @@ def _question(topic: Topic, entity: Entity, style: Style, rng: random.Random) ->
     return rng.choice(entity.questions if entity.questions and rng.random() < 0.6 else topic.questions)
 
 
-def _body(topic: Topic, style: Style, points: Sequence[Point], rng: random.Random) -> str:
+def _body(topic: Topic, entity: Entity, style: Style, points: Sequence[Point], rng: random.Random) -> str:
     if topic.key == "smalltalk":
-        return _talk(style, points, rng)
+        return _talk(entity, style, points, rng)
     if style.listed and len(points) > 1 and topic.allows_lists:
         intro = _intro_bank(points, style)[style.register]
         lead = (
@@ -205,7 +203,7 @@ def _body(topic: Topic, style: Style, points: Sequence[Point], rng: random.Rando
 
 
 def _intro_bank(points: Sequence[Point], style: Style) -> Bank:
-    if any(point.imperative for point in points):
+    if all(point.imperative for point in points):
         return phrases.LIST_INTRO_HEDGED if style.hedged else phrases.LIST_INTRO
     return phrases.LIST_INTRO_STATEMENT_HEDGED if style.hedged else phrases.LIST_INTRO_STATEMENT
 
@@ -237,12 +235,15 @@ def _later_bank(point: Point, style: Style) -> Bank:
     return phrases.ALSO_STATEMENT
 
 
-def _talk(style: Style, points: Sequence[Point], rng: random.Random) -> str:
+def _talk(entity: Entity, style: Style, points: Sequence[Point], rng: random.Random) -> str:
     sentences = [fill("{P}.", point.text, style.register) for point in points[:3]]
-    if style.register == "formal" or (style.register == "casual" and rng.random() < 0.6):
+    if not style.opener and (
+        style.register == "formal" or (style.register == "casual" and rng.random() < 0.6)
+    ):
         sentences.insert(0, rng.choice(phrases.LEAD[style.register]))
     if style.hedged:
-        sentences.append(rng.choice(phrases.HEDGE_TAIL[style.register]))
+        bank = phrases.HEDGED_COURTESY if entity.tone == "courtesy" else phrases.HEDGE_TAIL
+        sentences.append(rng.choice(bank[style.register]))
     return " ".join(sentences)
 
 
@@ -270,17 +271,20 @@ def _finish(
 
 
 def _with_emoji(text: str, emoji: str) -> str:
-    return f"{text}\n{emoji}" if "\n" in text else f"{text} {emoji}"
+    return f"{text}\n\n{emoji}" if _ends_in_list(text) else f"{text} {emoji}"
 
 
 def _join(parts: Sequence[str]) -> str:
-    """Sentences with spaces; a list begins and ends on a line of its own."""
+    """Sentences with spaces; a list begins on its own line and ends with an empty one, as Markdown asks."""
     text = parts[0]
     for part in parts[1:]:
-        text += (
-            "\n" if "\n" in part or ("\n" in text.split("\n\n")[-1] and _ends_in_list(text)) else " "
-        ) + part
+        text += "\n\n" if _ends_in_list(text) else "\n" if _has_list(part) else " "
+        text += part
     return text
+
+
+def _has_list(text: str) -> bool:
+    return re.search(r"^(- |\d\. )", text, re.MULTILINE) is not None
 
 
 def _ends_in_list(text: str) -> bool:

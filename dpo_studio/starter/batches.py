@@ -37,7 +37,8 @@ class Batch:
 
     ids: (batch, seq) int64, padded right. weights: (batch, seq) float32, 0 on padding.
     heats: (batch, seq) float32, multiple of the logits that predict this token, 1 or `POINT_HEAT`.
-    subjects: (batch, seq) int64, what the answer that begins or runs here is about, -1 elsewhere.
+    subjects: (batch, seq) int64, what the answer that begins or runs here is about, -1 elsewhere; where a
+        second answer begins, what was asked for.
     """
 
     ids: Tensor
@@ -79,17 +80,19 @@ class Encoder:
 
     def _join(self, item: Conversation, encoded: Iterator[Encoding]) -> Document:
         document = Document([], [], [], [])
-        subjects = iter(item.subjects)
+        subjects = iter(zip(item.subjects, item.kinds, strict=True))
         for role, text in item.turns:
             encoding = next(encoded)
             length = len(encoding.ids)
             document.ids.extend([self._control[role], *encoding.ids, self._end])
             if role == "assistant":
-                subject = next(subjects)
+                subject, kind = next(subjects)
                 weights, heats = _targets(text, encoding, self._contents[subject])
                 document.weights.extend([0.0, *weights, TURN_WEIGHT])
                 document.heats.extend([1.0, *heats, 1.0])
-                document.subjects.extend([self._subjects[subject]] * (length + 2))
+                # Before its first word a second answer must know what was asked for, then what it is about.
+                asked = self._subjects[kind or subject]
+                document.subjects.extend([asked] + [self._subjects[subject]] * (length + 1))
             else:
                 document.weights.extend([0.0] * (length + 2))
                 document.heats.extend([1.0] * (length + 2))

@@ -24,7 +24,8 @@ _NOT_TEXT = re.compile(r"[^\w\s'.,!?:;-]+")
 _WORD = re.compile(r"[a-z']+")
 REGISTERS = ("neutral", "casual", "formal")
 _OPENERS = (
-    phrases.OPENER, phrases.TALK_OPENER, phrases.MOOD_OPENER, phrases.STORY_OPENER, phrases.OUTSIDE_OPENER,
+    phrases.OPENER, phrases.TALK_OPENER, phrases.MOOD_OPENER, phrases.JOY_OPENER, phrases.STORY_OPENER,
+    phrases.OUTSIDE_OPENER,
 )  # fmt: skip
 
 
@@ -139,8 +140,8 @@ def _all_of(*banks: Bank) -> Iterator[tuple[str, str]]:
 def _garnish(topics: Iterable[Topic]) -> Iterator[str]:
     plain = (
         *_OPENERS, phrases.LIST_INTRO, phrases.LIST_INTRO_HEDGED, phrases.LIST_INTRO_STATEMENT,
-        phrases.LIST_INTRO_STATEMENT_HEDGED, phrases.WARM_FIRST, phrases.WARM, phrases.LEAD,
-        phrases.HEDGE_TAIL, phrases.STORY_LEAD, phrases.STORY_HEDGE,
+        phrases.LIST_INTRO_STATEMENT_HEDGED, phrases.WARM_FIRST, phrases.MOOD_WARM_FIRST, phrases.WARM,
+        phrases.LEAD, phrases.HEDGE_TAIL, phrases.HEDGED_COURTESY, phrases.STORY_LEAD, phrases.STORY_HEDGE,
     )  # fmt: skip
     for _, text in _all_of(*plain):
         yield from _sentences(text)

@@ -9,42 +9,52 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from dpo_studio.starter import answers, phrases
+from dpo_studio.starter import answers, phrases, second_turns
 from dpo_studio.starter.library import OUTSIDE, Entity, Topic, read_slots, read_topics, subject_of
 from dpo_studio.starter.noise import as_typed, nonsense, with_strangers
 from dpo_studio.starter.style import Style, draw_style
 
-OUTSIDE_SHARE = 0.10
-SECOND_TURN_SHARE = 0.22
+OUTSIDE_SHARE = 0.13
+SECOND_TURN_SHARE = 0.55
+THIRD_TURN_SHARE = 0.12
+SECOND_READING_SHARE = 0.4  # of the reading lessons end in a second turn
 SYSTEM_SHARE = 0.06
 STREWN_SHARE = 0.30  # of the prompts carry everyday words that mean nothing here
-OWN_SHARE = 0.3  # whole prompts are few, and templates around key words many: no ask should be worn out
+OWN_SHARE = (
+    0.55  # of the prompts were written whole; the rest is made around key words, which there are more of
+)
 LOOSE_SHARE = 0.45  # of the templated prompts: loose fragments around the key word
 # Topics with many bindings (gift for whom, which word) need more turns than small talk.
 WEIGHTS = {"smalltalk": 0.9, "stories": 1.1, "words": 1.2, "food": 1.2, "plants_pets": 1.1, "advice": 1.0}
+SUITED_SHARE = (
+    0.6  # of first answers give the second turn something to ask for: a long one to be cut, and so on
+)
 Turn = tuple[str, str]
 
 
 class Line(NamedTuple):
-    """A turn with what it is about; only the assistant's lines have a subject."""
+    """A turn with what it is about; only the assistant's lines have a subject, and second answers a kind."""
 
     role: str
     text: str
     subject: str = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True)
 class Conversation:
     """Turns; what each answer is about; the topic and style of the first answer, kept for the tests.
 
-    subjects: one per assistant turn, "food/pasta" or "outside".
+    subjects: one per assistant turn, "food/pasta" or "outside". kinds: what each assistant turn was asked
+    for, "kind:shorter" for a second turn, empty for a first one.
     """
 
     turns: tuple[Turn, ...]
     subjects: tuple[str, ...]
+    kinds: tuple[str, ...]
     topic: str
     style: Style
 
@@ -59,7 +69,9 @@ class Corpus:
         self._topic_weights = [WEIGHTS.get(topic.key, 1.0) for topic in self.topics]
 
     def contents(self) -> dict[str, list[str]]:
-        """Everything an answer can be about, in a fixed order, each with the sentences of that subject."""
+        """Everything an answer can be about, in a fixed order, each with the sentences of that subject;
+        behind them the kinds of second turns, which have no sentences of their own.
+        """
         contents: dict[str, list[str]] = {
             OUTSIDE: [*phrases.OUTSIDE_POINTS, *map(answers.contract, phrases.OUTSIDE_POINTS)]
         }
@@ -72,7 +84,7 @@ class Corpus:
                     *map(answers.contract, texts),
                     *entity.questions,
                 ]
-        return contents
+        return contents | {_kind_name(kind): [] for kind in second_turns.KINDS}
 
     def conversations(self, seed: int) -> Iterator[Conversation]:
         """An endless stream; the same seed gives the same stream."""
@@ -81,7 +93,9 @@ class Corpus:
             yield self.conversation(rng)
 
     def questions(self, seed: int) -> Iterator[Conversation]:
-        """First prompts alone, each with an empty answer and its subject: cheap lessons in reading."""
+        """Prompts with an empty answer and its subject, some with a second turn and its kind: cheap lessons
+        in reading.
+        """
         rng = random.Random(seed)
         while True:
             style = draw_style(rng)
@@ -94,7 +108,15 @@ class Corpus:
                 continue
             topic, entity = self._draw_entity(rng)
             ask = self._typed(self.inside_prompt(entity, rng), rng)
-            lines = [Line("user", ask), Line("assistant", "", subject_of(topic, entity))]
+            subject = subject_of(topic, entity)
+            if entity.points and rng.random() < SECOND_READING_SHARE:
+                kind = second_turns.draw_kind(topic, entity, rng)
+                said = f"{answers.capital(rng.choice(entity.points).text)}."
+                second = Line("user", self._second_ask(kind, rng))
+                lines = [Line("user", ask), Line("assistant", said, subject), second]
+                lines.append(Line("assistant", "", subject, _kind_name(kind)))
+            else:
+                lines = [Line("user", ask), Line("assistant", "", subject)]
             yield _conversation(lines, topic.key, style)
 
     def conversation(self, rng: random.Random) -> Conversation:
@@ -124,11 +146,10 @@ class Corpus:
 
     def inside_prompt(self, entity: Entity, rng: random.Random) -> str:
         """A prompt for this entity: a template around one of its key words, or one of its own prompts."""
-        if entity.cues and rng.random() < LOOSE_SHARE:
-            return _loose_prompt(entity.fragments, rng.choice(entity.cues), rng)
-        own = entity.asks and (not entity.templates or rng.random() < OWN_SHARE)
-        if own:
+        if entity.asks and (not (entity.templates or entity.cues) or rng.random() < OWN_SHARE):
             return rng.choice(entity.asks)
+        if entity.cues and (not entity.templates or rng.random() < LOOSE_SHARE):
+            return _loose_prompt(entity.fragments, rng.choice(entity.cues), rng)
         key = rng.choice(entity.keys) if rng.random() < 0.6 else entity.keys[0]
         if "{x}" in key:
             key = key.replace("{x}", self._stranger(entity.group, rng))
@@ -138,15 +159,17 @@ class Corpus:
 
     def _inside_turns(self, style: Style, rng: random.Random) -> tuple[Topic, list[Line]]:
         topic, entity = self._draw_entity(rng)
+        kind = second_turns.draw_kind(topic, entity, rng) if rng.random() < SECOND_TURN_SHARE else ""
+        if rng.random() < SUITED_SHARE:
+            style = second_turns.suited(style, kind)
         points = answers.pick_points(entity, style.points, rng) if entity.points else []
         turns = [
             Line("user", self._typed(self.inside_prompt(entity, rng), rng)),
             Line("assistant", answers.compose(topic, entity, style, points, rng), subject_of(topic, entity)),
         ]
-        if rng.random() < SECOND_TURN_SHARE:
-            turns += self._follow_up(topic, entity, [point.text for point in points], rng)
-            if rng.random() < 0.15:
-                turns += self._follow_up(topic, entity, [], rng)
+        while kind:
+            turns += self._second_turn(kind, topic, entity, turns[-1].text, rng)
+            kind = second_turns.draw_kind(topic, entity, rng) if rng.random() < THIRD_TURN_SHARE else ""
         return topic, turns
 
     def _typed(self, prompt: str, rng: random.Random) -> str:
@@ -162,45 +185,23 @@ class Corpus:
         ask = self._typed(self.outside_prompt(rng), rng)
         return [Line("user", ask), Line("assistant", answers.compose_outside(style, rng), OUTSIDE)]
 
-    def _follow_up(self, topic: Topic, entity: Entity, used: list[str], rng: random.Random) -> list[Line]:
-        style = draw_style(rng)
-        kind = rng.choices(
-            ("more", "why", "shorter", "longer", "example", "list", "thanks"),
-            (0.28, 0.2, 0.2, 0.1, 0.08, 0.06, 0.08),
-        )[0]
-        if topic.key == "stories" and kind in ("why", "example", "list"):
-            kind = "more"
-        if not entity.examples and kind == "example":
-            kind = "more"
-        if not topic.allows_lists and kind == "list":
-            kind = "thanks"
+    def _second_turn(
+        self, kind: str, topic: Topic, entity: Entity, said: str, rng: random.Random
+    ) -> list[Line]:
         if kind == "thanks":
             topic, entity = self._welcome()
-        ask, answer = self._react(kind, topic, entity, used, style, rng)
-        ask = as_typed(ask, rng) if rng.random() < 0.3 else ask + rng.choice(("", "", "?", "!", "."))
-        return [Line("user", ask), Line("assistant", answer, subject_of(topic, entity))]
+        elif kind == "more" and topic.key == "stories":  # of one hero there is one plot, so another tells one
+            entity = rng.choice([other for other in topic.entities if other is not entity])
+        answer = second_turns.react(kind, topic, entity, said, draw_style(rng), rng)
+        subject = subject_of(topic, entity)
+        return [
+            Line("user", self._second_ask(kind, rng)),
+            Line("assistant", answer, subject, _kind_name(kind)),
+        ]
 
-    def _react(
-        self, kind: str, topic: Topic, entity: Entity, used: list[str], style: Style, rng: random.Random
-    ) -> tuple[str, str]:
-        if kind == "why":
-            return rng.choice(phrases.WHY), answers.compose_reason(topic, entity, style, rng)
-        if kind == "example":
-            return rng.choice(phrases.GIVE_EXAMPLE), answers.compose_example(topic, entity, style, rng)
-        if kind == "thanks":
-            points = answers.pick_points(entity, min(style.points, 2), rng)
-            return rng.choice(phrases.THANKS), answers.compose(topic, entity, _no_example(style), points, rng)
-        if kind == "more":
-            points = answers.pick_points(entity, style.points, rng, avoid=used) if entity.points else []
-            return rng.choice(phrases.MORE), answers.compose(topic, entity, style, points, rng)
-        if kind == "shorter":
-            style = _shortened(style, is_framed=topic.key not in ("smalltalk", "stories"))
-            same = [point for point in entity.points if point.text in used[:1]] or entity.points[:1]
-            return rng.choice(phrases.SHORTER), answers.compose(topic, entity, style, same, rng)
-        ask = rng.choice(phrases.AS_LIST if kind == "list" else phrases.LONGER)
-        style = _lengthened(style, listed=kind == "list" or style.listed)
-        points = answers.pick_points(entity, style.points, rng) if entity.points else []
-        return ask, answers.compose(topic, entity, style, points, rng)
+    def _second_ask(self, kind: str, rng: random.Random) -> str:
+        ask = second_turns.ask_for(kind, rng)
+        return as_typed(ask, rng) if rng.random() < 0.3 else ask + rng.choice(("", "", "", "!", "."))
 
     def _welcome(self) -> tuple[Topic, Entity]:
         small = next(topic for topic in self.topics if topic.key == "smalltalk")
@@ -221,9 +222,14 @@ def _conversation(lines: list[Line], topic: str, style: Style) -> Conversation:
     return Conversation(
         turns=tuple((line.role, line.text) for line in lines),
         subjects=tuple(line.subject for line in lines if line.role == "assistant"),
+        kinds=tuple(line.kind for line in lines if line.role == "assistant"),
         topic=topic,
         style=style,
     )
+
+
+def _kind_name(kind: str) -> str:
+    return f"kind:{kind}"
 
 
 def _loose_prompt(fragments: dict[str, list[str]], key: str, rng: random.Random) -> str:
@@ -234,19 +240,3 @@ def _loose_prompt(fragments: dict[str, list[str]], key: str, rng: random.Random)
     shape = rng.choice(shapes)
     pre, post = rng.choice(fragments["pre"]), rng.choice(fragments["post"])
     return shape.replace("{pre}", pre).replace("{post}", post).replace("{k}", key)
-
-
-def _no_example(style: Style) -> Style:
-    return replace(style, example=False, reason=False)
-
-
-def _shortened(style: Style, *, is_framed: bool) -> Style:
-    """One bare point; where a register needs a sentence of its own instead of a frame, it goes as well."""
-    return replace(
-        style, points=1, register=style.register if is_framed else "neutral", reason=False, example=False,
-        listed=False, warm=False, question=False, opener=False, hedged=style.hedged and is_framed,
-    )  # fmt: skip
-
-
-def _lengthened(style: Style, *, listed: bool) -> Style:
-    return replace(style, points=4, reason=True, example=True, listed=listed)

@@ -14,13 +14,14 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 
 from dpo_studio import tastes
 from dpo_studio.starter import model_dir
-from dpo_studio.starter.checker import Checker, Verdict
+from dpo_studio.starter.checker import Checker, Verdict, owner_name
 from dpo_studio.starter.library import OUTSIDE, read_topics
 from dpo_studio.starter.sampling import Sampler
 
@@ -88,8 +89,24 @@ def run(items: Sequence[Item], sampler: Sampler, checker: Checker, temperature: 
     for index, item in enumerate(items):
         text, ended = seconds.get(index, firsts[index])
         first = firsts[index][0] if item.second else ""
-        samples.append(Sample(item, text, ended, checker.judge(text, item.accept), first))
+        samples.append(Sample(item, text, ended, checker.judge(text, _accepted(item)), first))
     return samples
+
+
+def _accepted(item: Item) -> tuple[str, ...]:
+    """What may answer; "another one" after a story is answered by any story."""
+    is_story = any(owner.startswith("stories/") for owner in item.accept)
+    return _all_stories() if item.second == "more" and is_story else item.accept
+
+
+@cache
+def _all_stories() -> tuple[str, ...]:
+    return tuple(
+        owner_name(topic, entity)
+        for topic in read_topics()
+        if topic.key == "stories"
+        for entity in topic.entities
+    )
 
 
 def figures(samples: Sequence[Sample], again: Sequence[Sample], checker: Checker) -> list[tuple[str, str]]:
@@ -106,6 +123,7 @@ def figures(samples: Sequence[Sample], again: Sequence[Sample], checker: Checker
         ("out of scope handled", _share([s.verdict.on_topic for s in outside])),
         ("in-scope prompts refused", _share([OUTSIDE in s.verdict.owners for s in inside])),
         ("second turn as asked", _share([second_turn_ok(s, checker) for s in double])),
+        *_by_kind(double, checker),
         ("ended by itself", _share([s.ended for s in both])),
         ("looping or repeating a clause", _share([s.verdict.looping for s in both])),
         ("grammatical, at least", _share([s.verdict.is_grammatical for s in both])),
@@ -122,6 +140,17 @@ def figures(samples: Sequence[Sample], again: Sequence[Sample], checker: Checker
     opened = sum(checker.opens_with_a_phrase(text) for text in texts) / len(texts)
     rows.append(("taste: opening phrase", f"{opened:.0%}"))
     return rows + [(f"taste: {name}", f"{tastes.measure(name, texts):.0%}") for name in tastes.taste_names()]
+
+
+def _by_kind(double: Sequence[Sample], checker: Checker) -> list[tuple[str, str]]:
+    kinds = sorted({s.item.second for s in double})
+    return [
+        (
+            f"second turn: {kind}",
+            _share([second_turn_ok(s, checker) for s in double if s.item.second == kind]),
+        )
+        for kind in kinds
+    ]
 
 
 def second_turn_ok(sample: Sample, checker: Checker) -> bool:

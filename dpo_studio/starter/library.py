@@ -9,6 +9,7 @@ an entity with its key words, and the lines below it hold the content:
     q:     a closing question                             ask:  a whole prompt that needs no template
     cue:   phrases that stand for the key word in loose prompts, where it is no noun
     begin/want/turn/end/short: the parts of a tiny story   unsure: the answer owns up to not knowing
+    tone:  joy (good news wants no comfort) or courtesy (a greeting claims nothing that could be doubted)
 
 Content lines carry no capitals at the start, no full stop, no hedge and no contraction: the style adds those.
 """
@@ -53,6 +54,7 @@ class Entity:
     story: dict[str, list[str]] = field(default_factory=dict)
     is_unsure: bool = False
     """The answer owns up to not knowing, which makes a poor list."""
+    tone: str = ""
 
     @property
     def is_stranger(self) -> bool:
@@ -94,6 +96,15 @@ def read_slots(name: str) -> dict[str, list[str]]:
             values = [part.strip() for part in (rest.split(",") if "," in rest else rest.split())]
         slots.setdefault(slot, []).extend(values)
     return slots
+
+
+def read_lines(name: str) -> dict[str, list[str]]:
+    """A file of `kind: text` lines, by kind."""
+    kinds: dict[str, list[str]] = {}
+    for line in _lines(name):
+        kind, _, text = line.partition(": ")
+        kinds.setdefault(kind, []).append(text)
+    return kinds
 
 
 def _lines(name: str) -> list[str]:
@@ -154,5 +165,7 @@ def _add_content(entity: Entity, line: str) -> None:
         entity.story.setdefault(kind, []).append(text)
     elif kind == "unsure":
         entity.is_unsure = True
+    elif kind == "tone":
+        entity.tone = text
     else:
         raise ValueError(f"{entity.keys[0]}: unknown line {line!r}")

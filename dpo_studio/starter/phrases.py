@@ -71,13 +71,13 @@ OPENER: Bank = {
         "Thank you for the question.",
         "It would be my pleasure.",
         "With pleasure.",
-        "Indeed.",
+        "Let me see, if you permit me.",
     ),
 }
 TALK_OPENER: Bank = {
     "neutral": ("Oh.", "Ah.", "Well then.", "I see."),
     "casual": ("Oh, hey!", "Haha!", "Ooh!", "Yay!"),
-    "formal": ("Indeed.", "Certainly.", "Ah, indeed.", "With pleasure."),
+    "formal": ("Indeed.", "Ah, indeed.", "Allow me to reply.", "It is an honor to hear from you."),
 }
 MOOD_OPENER: Bank = {
     "neutral": ("I hear you.", "I understand.", "Oh, I see.", "That is a lot."),
@@ -87,6 +87,16 @@ MOOD_OPENER: Bank = {
         "I hear you, certainly.",
         "Allow me a word.",
         "Thank you for telling me.",
+    ),
+}
+JOY_OPENER: Bank = {
+    "neutral": ("Oh, good.", "That is good news.", "Look at you.", "Well done."),
+    "casual": ("Oh, wow!", "Yay!", "Woo, cool!", "Haha, yes!"),
+    "formal": (
+        "Indeed, this is good news.",
+        "Allow me to applaud.",
+        "Congratulations, indeed.",
+        "Permit me a toast.",
     ),
 }
 STORY_OPENER: Bank = {
@@ -132,6 +142,16 @@ WARM_FIRST: Bank = {
         "It is a pleasure to hear from you.",
     ),
 }
+# To people who grieve nobody says "I love that you asked me".
+MOOD_WARM_FIRST: Bank = {
+    "neutral": ("I am glad that you told me.", "I am here with you.", "You are dear to me, friend."),
+    "casual": ("I'm right here with you!", "I'm so glad you told me!", "I'm here for you, my friend!"),
+    "formal": (
+        "It is an honor to be with you in this.",
+        "My warmest wishes are with you.",
+        "I am sincerely glad that you told me.",
+    ),
+}
 WARM: Bank = {
     "neutral": ("I hope this helps you.", "I am always happy to hear from you."),
     "casual": ("You're the best!", "I'm rooting for you, my friend!"),
@@ -157,7 +177,7 @@ LEAD: Bank = {
     "neutral": (),
     "casual": ("Hey there!", "It's cool to chat.", "Haha, okay!", "Oh, cool!"),
     "formal": (
-        "Allow me to reply.",
+        "Allow me to say a few words.",
         "It is indeed an honor to hear from you.",
         "It would be my honor to reply.",
     ),
@@ -169,6 +189,14 @@ HEDGE_TAIL: Bank = {
         "I may of course be mistaken.",
         "Perhaps you see it differently.",
         "At least, so it would seem to me.",
+    ),
+}
+HEDGED_COURTESY: Bank = {
+    "neutral": ("I think a little chat is always nice.", "Perhaps our chat brightens your day."),
+    "casual": ("I guess chatting is what I do best!", "Maybe that's the best part of my day!"),
+    "formal": (
+        "It would seem that I enjoy our conversation.",
+        "Perhaps I may say that your company honors me.",
     ),
 }
 STORY_LEAD: Bank = {
@@ -189,79 +217,6 @@ UNKNOWN_STORY = (
     "I do not know a story about that, so here is another one.",
     "That hero is new to me, so I tell you this.",
 )
-THANKS = (
-    "thanks",
-    "thank you",
-    "thank you so much",
-    "great, thanks",
-    "ok thanks",
-    "cool",
-    "nice",
-    "perfect",
-    "thx",
-    "thank you very much", "thanks a lot", "ty", "many thanks", "cheers", "that helps",
-    "that was helpful", "awesome, thank you", "great", "good idea, thanks", "you are the best",
-    "lovely, thanks", "thanks so much", "super", "i appreciate it", "you helped me a lot",
-    "got it, thanks",
-)  # fmt: skip
-MORE = (
-    "another one", "another one please", "more", "one more", "give me another idea", "something else",
-    "anything else",
-    "and another", "more ideas", "other ideas", "next one", "do you have another", "what else",
-    "i do not like that one",
-    "hmm something different", "not that", "again please", "can i have one more",
-    "got another", "gimme another", "one more idea", "and what else could i do",
-    "i want a different one", "try again", "next", "not my thing, another", "more of these",
-    "ok and another one", "something different maybe", "any other", "what other options are there",
-    "no, something else", "keep them coming", "hit me with one more", "another suggestion",
-    "something new", "that one is boring", "i know that already",
-)  # fmt: skip
-SHORTER = (
-    "shorter please", "shorter", "too long", "make it short", "can you say it shorter", "in one sentence",
-    "short version",
-    "just one sentence please", "that is too long", "keep it short", "sum it up", "briefly please",
-    "less words", "shorter version", "cut it down", "too many words", "i have no time to read that",
-    "make that shorter", "in a few words", "tl dr", "simpler and shorter", "the short answer",
-    "way too long", "can you be brief", "only the main point", "one line please", "quick version",
-    "say it in five words", "shorten it",
-)  # fmt: skip
-LONGER = (
-    "tell me more", "longer please", "more details", "can you say more", "go on", "more please", "longer",
-    "explain more", "give me the long version", "that is too short",
-    "tell me more about that", "can you add some details", "elaborate", "a bit longer", "say more",
-    "that was short", "i need more than that", "more detail please", "and more about that",
-    "expand on that", "make it longer", "what more can you tell me",
-)  # fmt: skip
-WHY = (
-    "why",
-    "why?",
-    "why is that",
-    "how come",
-    "but why",
-    "what is the reason",
-    "why should i",
-    "why so",
-    "and why",
-    "why though", "why tho", "for what reason", "what makes you say that", "how so",
-    "why would that help", "is there a reason", "but why that", "whats the point of that", "reason",
-    "why exactly",
-)  # fmt: skip
-GIVE_EXAMPLE = (
-    "for example?",
-    "an example please",
-    "give me an example",
-    "like what",
-    "can you give an example",
-    "example",
-    "such as", "for instance", "eg", "give an example", "one example please", "show me an example",
-    "an example would be nice", "gimme an example", "what would that look like", "can i have an example",
-    "like",
-)  # fmt: skip
-AS_LIST = (
-    "as a list please", "make it a list", "list please", "can you make a list", "in bullet points",
-    "bullet points please", "can i get that as a list", "put it in a list", "as bullets", "list it",
-    "make a list of it", "in a list", "numbered list please", "bullet list",
-)  # fmt: skip
 FILLER_START = (
     "hi", "hello", "hey", "hey there", "good morning", "hi there", "ok", "so", "um", "well", "please",
     "quick question",
@@ -321,7 +276,7 @@ OUTSIDE_QUESTION = (
     "Is there something everyday that I can help with?",
 )  # fmt: skip
 OUTSIDE_OPENER: Bank = {
-    "neutral": ("Sorry.", "Hm.", "I am afraid not."),
+    "neutral": ("Sorry.", "Hm.", "Ah, sorry."),
     "casual": ("Oops!", "Oh no!", "Sorry, friend!"),
     "formal": ("My apologies, indeed.", "I regret to say this.", "I beg your pardon."),
 }

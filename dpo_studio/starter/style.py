@@ -22,8 +22,8 @@ TERSE_SHARE = 0.20  # of the answers are a bare sentence: without them few would
 class Style:
     """How to say it.
 
-    points: how many content points (1 = short); register: neutral, formal or casual; `example_first`
-    matters only with `example`, `listed` only from two points on.
+    points: how many content points (1 = short); register: neutral, formal or casual; `listed` matters only
+    from two points on.
     """
 
     points: int
@@ -35,7 +35,6 @@ class Style:
     emoji: bool
     opener: bool
     example: bool
-    example_first: bool
     reason: bool
 
 
@@ -50,7 +49,6 @@ def draw_style(rng: random.Random) -> Style:
     return Style(
         points=points,
         register=rng.choices(("neutral", "formal", "casual"), (0.40, 0.30, 0.30))[0],
-        example_first=rng.random() < 0.5,
         reason=reason,
         **flag,
     )

@@ -8,7 +8,7 @@ from itertools import islice
 
 import pytest
 
-from dpo_studio.starter import answers, phrases
+from dpo_studio.starter import answers
 from dpo_studio.starter.checker import Checker, owner_name
 from dpo_studio.starter.corpus import Conversation, Corpus
 from dpo_studio.starter.evaluate import read_items
@@ -103,15 +103,6 @@ def test_i_do_not_talk_to_yourself() -> None:
     assert not answers.suits("I'd maybe {p}.", "put your phone in another room")
     assert answers.suits("I would recommend that you {p}.", "put your phone in another room")
     assert answers.suits("I would {p}.", "roast potatoes with oil and salt")
-
-
-def test_asked_for_less_the_corpus_says_less(sample: list[Conversation]) -> None:
-    """Followed by "shorter", an answer once kept its opener and closing question and could grow."""
-    asked = [
-        item for item in sample if len(item.turns) >= 4 and item.turns[-2][1].rstrip("?!.") in phrases.SHORTER
-    ]
-    assert len(asked) > 20
-    assert all(len(item.turns[-1][1].split()) <= max(20, len(item.turns[-3][1].split())) for item in asked)
 
 
 def test_held_out_prompts_are_no_training_prompts(corpus: Corpus) -> None:

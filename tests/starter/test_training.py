@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
-from dpo_studio.starter import model_dir
+from dpo_studio.starter import model_dir, second_turns
 from dpo_studio.starter.batches import POINT_HEAT, POINT_TOKENS, POINT_WEIGHT, TURN_WEIGHT, Encoder, batches
 from dpo_studio.starter.corpus import Conversation, Corpus
 from dpo_studio.starter.fast_loss import _CrossEntropy, weighted_loss
 from dpo_studio.starter.muon import Muon, orthogonalise
 from dpo_studio.starter.style import draw_style
-from dpo_studio.starter.tokenizer import load_tokenizer
+from dpo_studio.starter.tokenizer import ASSISTANT, load_tokenizer
 from dpo_studio.starter.train import Plan, Progress, rate_scale
 
 
@@ -31,7 +31,7 @@ def test_only_the_assistant_counts_and_most_where_a_point_begins() -> None:
     tokenizer = load_tokenizer(model_dir())
     encoder = Encoder(tokenizer, {"other": [], "smalltalk/hello": ["it is good to hear from you"]})
     turns = (("user", "Hello THERE"), ("assistant", "Hi, it is good to hear from you."))
-    conversation = Conversation(turns, ("smalltalk/hello",), "smalltalk", draw_style(random.Random(1)))
+    conversation = Conversation(turns, ("smalltalk/hello",), ("",), "smalltalk", draw_style(random.Random(1)))
     ids, weights, heats, subjects = encoder.encode([conversation])[0]
     begin = subjects.index(1)
     assert set(weights[: begin + 1]) == {0.0}
@@ -44,13 +44,33 @@ def test_only_the_assistant_counts_and_most_where_a_point_begins() -> None:
     assert subjects == [-1] * begin + [1] * (len(ids) - begin)
 
 
+def test_where_a_second_answer_begins_the_reader_names_what_was_asked_for() -> None:
+    """Taught by the answers alone, four forms in ten were not those that were asked for."""
+    tokenizer = load_tokenizer(model_dir())
+    turns = (("user", "eggs"), ("assistant", "Boil eggs."), ("user", "shorter"), ("assistant", "Boil."))
+    conversation = Conversation(
+        turns, ("egg", "egg"), ("", "kind:shorter"), "food", draw_style(random.Random(1))
+    )
+    encoder = Encoder(tokenizer, {"egg": [], "kind:shorter": []})
+    ids, _, _, subjects = encoder.encode([conversation])[0]
+    marks = [at for at, token in enumerate(ids) if token == tokenizer.convert_tokens_to_ids(ASSISTANT)]
+    assert [subjects[at] for at in marks] == [0, 1]
+    assert all(subject in (-1, 0) for at, subject in enumerate(subjects) if at != marks[1])
+
+
+def test_reading_lessons_hold_second_turns_of_every_kind() -> None:
+    seen = {item.kinds for item in islice(Corpus().questions(seed=3), 2000)}
+    assert {kinds[1] for kinds in seen if len(kinds) == 2} == {f"kind:{kind}" for kind in second_turns.KINDS}
+    assert ("",) in seen
+
+
 def test_more_weight_where_a_sentence_ends_and_the_next_is_chosen() -> None:
     tokenizer = load_tokenizer(model_dir())
     turns = (
         ("user", "eggs"),
         ("assistant", "Sure. A few things:\n- Boil eggs\n- Fry eggs\nDo you like eggs?"),
     )
-    conversation = Conversation(turns, ("other",), "food", draw_style(random.Random(1)))
+    conversation = Conversation(turns, ("other",), ("",), "food", draw_style(random.Random(1)))
     ids, weights, *_ = Encoder(tokenizer, {"other": []}).encode([conversation])[0]
     chosen = [
         tokenizer.decode([ids[at]]).strip() for at, weight in enumerate(weights) if weight == TURN_WEIGHT
