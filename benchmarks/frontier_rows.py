@@ -1,7 +1,6 @@
-"""Rows of the frontier benchmark, and what they say: one JSON line a training, appended as soon as measured.
+"""Rows of the frontier benchmark, one a training, and what they say.
 
-A row keeps what every held-out prompt gave, so that two policies can be compared prompt by prompt. A killed
-run loses nothing; a run with the same file skips what is there.
+A row keeps what every held-out prompt gave, so that two policies can be compared prompt by prompt.
 """
 
 import math
@@ -10,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
+from benchmarks import markdown
 from benchmarks.intervals import Z95
-from dpo_studio.domain.codec import from_json, to_json
-from dpo_studio.files import append_jsonl, read_jsonl
+from benchmarks.row_file import KeyedRows
 
 LOSSES = {"dpo": "DPO", "ipo": "IPO, per token", "ipo-sum": "IPO, sums"}
 """How a loss is called in tables and plots. `ipo-sum` is the paper's form, which TRL has not."""
@@ -86,32 +85,22 @@ class Mean:
         return f"{self.value:{'+' if sign else ''}.{places}f} ± {self.half:.{places}f}"
 
 
-class RowFile:
+class RowFile(KeyedRows[Row]):
     """The rows of one file, in order; None keeps them in memory only."""
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
-        known = read_jsonl(path) if path is not None and path.exists() else ()
-        self._rows = {row.key: row for row in (from_json(Row, line) for line in known)}
-
-    def get(self, key: Key) -> Row | None:
-        return self._rows.get(key)
-
-    def add(self, row: Row) -> None:
-        self._rows[row.key] = row
-        if self._path is not None:
-            append_jsonl(self._path, to_json(row))
+        super().__init__(Row, path)
 
 
 def points_table(rows: Sequence[Row]) -> Iterator[str]:
     """Lines of a Markdown table: reward and KL after the last step of each training."""
-    yield from _head(
+    yield from markdown.head(
         "taste", "loss", "β", "who", "steps", "reward (95 %)", "KL, nats an answer (95 %)", "tokens", "CPU-s"
     )
     for row in rows:
         last = row.points[-1]
         is_base = row.key.who == "base"
-        yield _line(
+        yield markdown.line(
             row.key.taste,
             LOSSES.get(row.key.loss, ""),
             "" if is_base else f"{row.key.beta:g}",
@@ -132,7 +121,7 @@ def parity_table(rows: Sequence[Row]) -> Iterator[str]:
     pairs = list(_both(rows))
     if not pairs:
         return
-    yield from _head(
+    yield from markdown.head(
         "loss",
         "β",
         "reward: ours − TRL (95 %)",
@@ -144,7 +133,7 @@ def parity_table(rows: Sequence[Row]) -> Iterator[str]:
     for ours, trl in pairs:
         gap, relative = loss_gap(ours.losses, trl.losses)
         a, b = ours.points[-1], trl.points[-1]
-        yield _line(
+        yield markdown.line(
             LOSSES[ours.key.loss],
             f"{ours.key.beta:g}",
             _difference(a.rewards, b.rewards).show(3, sign=True),
@@ -171,12 +160,3 @@ def _both(rows: Sequence[Row]) -> Iterator[tuple[Row, Row]]:
 
 def _difference(a: Sequence[float], b: Sequence[float]) -> Mean:
     return Mean.of([x - y for x, y in zip(a, b, strict=True)])
-
-
-def _head(*names: str) -> Iterator[str]:
-    yield _line(*names)
-    yield f"|{'---|' * len(names)}"
-
-
-def _line(*cells: object) -> str:
-    return f"| {' | '.join(map(str, cells))} |"

@@ -1,7 +1,4 @@
-"""Rows of the taste benchmarks: one JSON line a round, appended as soon as it is measured.
-
-A killed run loses nothing; a run with the same file skips what is there.
-"""
+"""Rows of the taste benchmarks, one a round."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.evaluation import Figures
-from dpo_studio.domain.codec import from_json, to_json
-from dpo_studio.files import append_jsonl, canonical_json, read_jsonl
+from benchmarks.row_file import KeyedRows
+from dpo_studio.files import canonical_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,26 +56,11 @@ class Row:
     cpu_seconds: float
 
 
-class RowFile:
+class RowFile(KeyedRows[Row]):
     """The rows of one file, in order; None keeps them in memory only."""
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
-        known = read_jsonl(path) if path is not None and path.exists() else ()
-        self.rows = [from_json(Row, line) for line in known]
-        self._keys = {row.key for row in self.rows}
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._keys
-
-    def add(self, row: Row) -> None:
-        """Append, unless a row with this key is there."""
-        if row.key in self._keys:
-            return
-        self.rows.append(row)
-        self._keys.add(row.key)
-        if self._path is not None:
-            append_jsonl(self._path, to_json(row))
+        super().__init__(Row, path)
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:

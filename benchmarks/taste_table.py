@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from benchmarks import markdown
 from benchmarks.taste_rows import Row, RowFile
 
 GOOD_RATE = 0.9
@@ -46,7 +47,7 @@ def tables(rows: Sequence[Row]) -> Iterator[str]:
 
 def header_of() -> str:
     """The head of a table of rows."""
-    return f"| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}"
+    return "\n".join(markdown.head(*_COLUMNS))
 
 
 def line_of(row: Row) -> str:
@@ -72,15 +73,14 @@ def line_of(row: Row) -> str:
         "passed" if row.passed else f"no: {row.reason}",
         f"{row.seconds:.0f} ({row.cpu_seconds:.0f})",
     )
-    return f"| {' | '.join(str(cell) for cell in cells)} |"
+    return markdown.line(*cells)
 
 
 def settings_table(rows: Sequence[Row]) -> Iterator[str]:
     """Means over the tastes that each setting has; they are compared with the first one's settings."""
     columns = ("settings", "tastes", f"≥ {GOOD_RATE:.0%}", "live", "least", "sensible", "grammatical",
                "out of scope", "KL/token", "CPU-s", "rates")  # fmt: skip
-    yield f"| {' | '.join(columns)} |"
-    yield f"|{'---|' * len(columns)}"
+    yield from markdown.head(*columns)
     first = rows[0].key.settings
     for settings in dict.fromkeys(row.key.settings for row in rows):
         yield _settings_line(_difference(first, settings), [r for r in rows if r.key.settings == settings])
@@ -101,7 +101,7 @@ def _settings_line(name: str, rows: Sequence[Row]) -> str:
         f"{fmean(row.cpu_seconds for row in rows):.0f}",
         ", ".join(f"{row.key.taste} {row.live.rate:.0%}" for row in rows),
     )
-    return f"| {' | '.join(str(cell) for cell in cells)} |"
+    return markdown.line(*cells)
 
 
 def _difference(first: str, other: str) -> str:

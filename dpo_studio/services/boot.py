@@ -41,7 +41,8 @@ def reconcile(
         left_running = rounds.active_round(session=session)
         named = {record.name for record in versions.list_versions(session=session)}
     if left_running is not None:
-        obstacle = _obstacle(left_running, paths)
+        is_gone = _end_worker(left_running)
+        obstacle = _obstacle(left_running, paths, is_gone) if takes_up else ""
         with database.write() as session:
             if paths.round(left_running.number).cancel.exists():
                 number = left_running.number
@@ -55,13 +56,19 @@ def reconcile(
     registry.sweep(paths, named=named)
 
 
-def _obstacle(left_running: RoundRecord, paths: StoragePaths) -> str:
-    """Why the round cannot go on, as the end of a sentence; empty when it can. Ends its worker."""
-    if (worker := left_running.worker) is not None:
-        reap_orphan(worker.pid, worker.started, worker.boot_id)
-        who = ProcessIdentity(worker.pid, worker.started, worker.boot_id)
-        if not has_ended(who, timeout_s=ORPHAN_PATIENCE_S):
-            return "its training process cannot be ended"
+def _end_worker(left_running: RoundRecord) -> bool:
+    """Whether the worker that outlived its studio is gone, or there never was one."""
+    if (worker := left_running.worker) is None:
+        return True
+    reap_orphan(worker.pid, worker.started, worker.boot_id)
+    who = ProcessIdentity(worker.pid, worker.started, worker.boot_id)
+    return has_ended(who, timeout_s=ORPHAN_PATIENCE_S)
+
+
+def _obstacle(left_running: RoundRecord, paths: StoragePaths, is_worker_gone: bool) -> str:
+    """Why the round cannot go on, as the end of a sentence; empty when it can. Reads its whole data."""
+    if not is_worker_gone:
+        return "its training process cannot be ended"
     if left_running.version is not None:
         return f"{left_running.version} was published already, and can be promoted by hand"
     if not left_running.dataset_sha256:

@@ -87,15 +87,14 @@ def subject_of(topic: Topic, entity: Entity) -> str:
 
 def read_slots(name: str) -> dict[str, list[str]]:
     """A file of `slot: value` lines; `ask` lines stay whole, others are split at commas or spaces."""
-    slots: dict[str, list[str]] = {}
-    for line in _lines(name):
-        slot, _, rest = line.partition(": ")
-        if slot == "ask":
-            values = [rest]
-        else:
-            values = [part.strip() for part in (rest.split(",") if "," in rest else rest.split())]
-        slots.setdefault(slot, []).extend(values)
-    return slots
+    return {
+        slot: texts if slot == "ask" else [value for text in texts for value in _values(text)]
+        for slot, texts in read_lines(name).items()
+    }
+
+
+def _values(text: str) -> list[str]:
+    return [part.strip() for part in (text.split(",") if "," in text else text.split())]
 
 
 def read_lines(name: str) -> dict[str, list[str]]:

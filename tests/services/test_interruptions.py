@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,17 @@ def folder_of(rounds: Rounds, number: int = 1) -> RoundPaths:
 def num_starts(rounds: Rounds, number: int = 1) -> int:
     file = folder_of(rounds, number).root / "starts"
     return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+@contextlib.contextmanager
+def orphaned_worker(rounds: Rounds) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that round 1's record names as its worker."""
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as orphan:
+        who = identify(orphan.pid)
+        assert who is not None
+        with rounds.bench.database.write() as session:
+            rounds_table.record_worker(1, WorkerIdentity(who.pid, who.started, who.boot_id), session=session)
+        yield orphan
 
 
 def events(rounds: Rounds) -> list[tuple[str, str]]:
@@ -248,11 +259,7 @@ async def test_a_command_ends_the_round_that_was_cut_off(rounds: Rounds) -> None
 
 async def test_the_worker_of_a_killed_studio_is_gone_before_its_round_is_queued(rounds: Rounds) -> None:
     await left_by_a_crash(rounds)
-    with subprocess.Popen(["sleep", "60"], start_new_session=True) as orphan:
-        who = identify(orphan.pid)
-        assert who is not None
-        with rounds.bench.database.write() as session:
-            rounds_table.record_worker(1, WorkerIdentity(who.pid, who.started, who.boot_id), session=session)
+    with orphaned_worker(rounds) as orphan:
         assert boots(rounds).status is RoundStatus.QUEUED
         assert identify(orphan.pid) is None
 
@@ -263,11 +270,7 @@ async def test_a_worker_that_cannot_be_ended_gets_no_second_one_beside_it(
     monkeypatch.setattr(boot, "reap_orphan", lambda *_: True)
     monkeypatch.setattr(boot, "ORPHAN_PATIENCE_S", 0.1)
     await left_by_a_crash(rounds)
-    with subprocess.Popen(["sleep", "60"], start_new_session=True) as orphan:
-        who = identify(orphan.pid)
-        assert who is not None
-        with rounds.bench.database.write() as session:
-            rounds_table.record_worker(1, WorkerIdentity(who.pid, who.started, who.boot_id), session=session)
+    with orphaned_worker(rounds) as orphan:
         view = boots(rounds)
         orphan.kill()
     assert view.status is RoundStatus.INTERRUPTED and "cannot be ended" in view.reason
